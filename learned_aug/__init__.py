@@ -1,0 +1,1 @@
+"""A learned augmentation network for your own classifier."""

@@ -1,0 +1,1 @@
+"""Fitting an augmenter to a classifier: the stages, their settings and their results."""
