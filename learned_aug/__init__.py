@@ -1,1 +1,7 @@
 """A learned augmentation network for your own classifier."""
+
+from learned_aug.augmenter import Augmented, Augmenter
+from learned_aug.nets import AugmenterConfig
+from learned_aug.weights import WeightsError
+
+__all__ = ["Augmented", "Augmenter", "AugmenterConfig", "WeightsError"]
