@@ -1,0 +1,595 @@
+"""The head of a classifier: its last Linear, the features that enter it, and softmax regression on them in closed form.
+
+Write h~ = [h; 1] for a feature vector with the bias input appended, theta = [W, b] for the head, p = softmax(theta h~)
+and y for the (smoothed) one-hot label. With N training samples of weight w_i the head's loss is
+
+    L(theta) = 1/N sum_i w_i CE(p_i, y_i) + weight_decay / 2 |theta|^2,
+
+    gradient   1/N sum_i w_i (p_i - y_i) h~_i^T + weight_decay theta,
+    Hessian    H V = 1/N sum_i w_i (diag(p_i) - p_i p_i^T) V h~_i h~_i^T + weight_decay V.
+
+One Hessian product is two matrix products over the features and needs no autograd. Everything here is streamed over
+rows: memory beyond the features is O(N K) for the probabilities, and no K(D+1) square matrix is formed.
+
+**Null direction.** Adding one vector to every class row of theta leaves the softmax unchanged, so the data term of H is
+singular there (D+1 dimensions). Every gradient is orthogonal to it: its rows sum to zero.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "HeadBatch",
+    "HeadProblem",
+    "HeadTap",
+    "RefitResult",
+    "borrowed",
+    "collect",
+    "find_head",
+    "mean_gradient",
+    "refit",
+]
+
+# Rows are processed in blocks of about this many bytes of features. On the CPU a block stays in cache between the two
+# products of a Hessian product; on an accelerator it only has to be large enough to hide the launches.
+_CPU_BLOCK_BYTES = 4 << 20
+_GPU_BLOCK_BYTES = 256 << 20
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The user's model
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside DataParallel, DistributedDataParallel and torch.compile wrappers."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def find_head(model: nn.Module, name: str | None = None) -> nn.Linear:
+    """The Linear whose output is the model's logits.
+
+    Args:
+        model: a classifier; DataParallel, DistributedDataParallel and torch.compile wrappers are looked through.
+        name: the head's module path, such as `"fc"` or `"classifier.1"`. Default: the last registered nn.Linear, which
+            `HeadTap` then verifies to be the one that runs last.
+
+    Raises:
+        ValueError: if `name` is not an nn.Linear of the model, or if the model has no nn.Linear.
+    """
+    inner = unwrap(model)
+    linears = {path: module for path, module in inner.named_modules() if isinstance(module, nn.Linear)}
+    if name is not None:
+        if name in linears:
+            return linears[name]
+        kind = next((type(m).__name__ for path, m in inner.named_modules() if path == name), "nothing")
+        raise ValueError(
+            f"head={name!r} must name an nn.Linear of the model, got {kind}; "
+            f"its Linear layers are {list(linears) or 'none'}"
+        )
+    if not linears:
+        kinds = sorted({type(m).__name__ for m in inner.modules() if not any(m.children())})
+        raise ValueError(
+            f"expected a classifier that ends in nn.Linear, found only {', '.join(kinds)}; "
+            'pass head="name" of the last nn.Linear, or replace a 1x1-convolution head by pooling and an nn.Linear'
+        )
+    return list(linears.values())[-1]
+
+
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[nn.Module]:
+    """The user's model in eval mode and frozen, given back as it came, also when the body raises.
+
+    Restored on exit: every module's `training` flag, every parameter's `requires_grad` and `grad`, every buffer bit for
+    bit. Parameter values are not copied: the body must not write to them. Hooks are their owners' to remove (`HeadTap`
+    does).
+    """
+    training = [(module, module.training) for module in model.modules()]
+    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        model.eval()
+        for p, _, _ in parameters:
+            p.requires_grad_(False)
+        yield model
+    finally:
+        for module, mode in training:
+            module.training = mode
+        for p, requires_grad, grad in parameters:
+            p.requires_grad_(requires_grad)
+            p.grad = grad
+        with torch.no_grad():
+            for module, name, buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+                module._buffers[name] = buffer
+
+
+class HeadTap:
+    """Calls a model and reads what enters its head, through a forward hook that is removed on exit.
+
+        with borrowed(model), HeadTap(model, find_head(model)) as tap:
+            features, logits = tap(images)
+
+    The first call verifies that the closed form applies: the model is in eval mode, its output is
+    `features @ weight.T + bias` of the head, and a sample's features depend neither on chance (active dropout) nor on
+    the rest of its batch. This costs one more pass over half of that batch.
+
+    Args:
+        model: the classifier; wrappers are looked through, as in `find_head`.
+        head: its last nn.Linear.
+    """
+
+    def __init__(self, model: nn.Module, head: nn.Linear) -> None:
+        self.model = unwrap(model)
+        self.head = head
+        if not any(module is head for module in self.model.modules()):
+            raise ValueError("head must be a module of the model, got one of another model; use find_head(model)")
+        self._seen: list[Tensor] = []
+        self._hook: torch.utils.hooks.RemovableHandle | None = None
+        self._verified = False
+
+    def __enter__(self) -> HeadTap:
+        self._hook = self.head.register_forward_hook(self._record, with_kwargs=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        self._seen.clear()
+
+    def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        self._seen.append(args[0] if args else kwargs["input"])
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits of a batch.
+
+        Args:
+            images: (B, ...), on the model's device.
+
+        Returns:
+            features (B, D) and logits (B, K), both differentiable with respect to `images`.
+
+        Raises:
+            ValueError: if the model's output is not the output of its head, with the reason.
+        """
+        features, output = self._forward(images)
+        if not self._verified:
+            self._verify(images, features.detach(), output.detach())
+            self._verified = True
+        return features, output
+
+    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if self._hook is None:
+            raise RuntimeError("HeadTap is not open; use it as `with HeadTap(model, head) as tap:`")
+        self._seen.clear()
+        output = self.model(images)
+        calls = len(self._seen)
+        if calls != 1:
+            raise ValueError(
+                f"the head must run once per forward pass, ran {calls} times; "
+                'pass head="name" of the nn.Linear that gives the logits'
+            )
+        features = self._seen.pop()
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"the model must return its logits as one tensor, got {type(output).__name__}; "
+                "wrap it in a module that returns the logits alone"
+            )
+        if features.ndim != 2 or features.shape[0] != images.shape[0]:
+            raise ValueError(
+                f"features that enter the head must be (B, D) with B = {images.shape[0]}, got {tuple(features.shape)}; "
+                "the head must see one vector per image: pool or flatten before it"
+            )
+        return features, output
+
+    @torch.no_grad()
+    def _verify(self, images: Tensor, features: Tensor, output: Tensor) -> None:
+        if any(module.training for module in self.model.modules()):
+            raise ValueError(
+                "the model is in train mode, where dropout and batch norm make features random; "
+                "use `with borrowed(model):` or model.eval()"
+            )
+        expected = F.linear(
+            features.float(), self.head.weight.float(), None if self.head.bias is None else self.head.bias.float()
+        )
+        if output.shape != expected.shape:
+            raise ValueError(
+                f"the model's output must be its head's, {tuple(expected.shape)}, got {tuple(output.shape)}; "
+                'the head is not the last layer: pass head="name" of the nn.Linear that gives the logits'
+            )
+        if (gap := _gap(output.float(), expected)) > 0.02:
+            raise ValueError(
+                f"the model's output must be its head's logits, they differ by {gap:.1%} of their size: something "
+                "after the head changes them (a scale, softmax or sigmoid?), or another layer is the last one; "
+                'return the logits, or pass head="name"'
+            )
+        half, _ = self._forward(images[: (len(images) + 1) // 2])
+        if (gap := _gap(half.float(), features[: len(half)].float())) > 0.02:
+            raise ValueError(
+                f"two passes over the same images gave features that differ by {gap:.1%} of their size: active "
+                "dropout or other randomness, or normalisation over the batch; features must depend on their own image alone"
+            )
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    """Largest difference, relative to the largest value of `b`; NaNs count as equal, `collect` names them."""
+    return float(
+        (a - b).nan_to_num(0.0, 0.0, 0.0).abs().max() / b.nan_to_num(0.0, 0.0, 0.0).abs().max().clamp_min(1e-30)
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Features
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class HeadBatch(NamedTuple):
+    """What the head sees of a batch: features (B, D), logits (B, K) and labels (B,), class indices."""
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+
+
+@torch.no_grad()
+def collect(tap: HeadTap, batches: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype | None = None) -> HeadBatch:
+    """Features, logits and labels of a data set, streamed through the model without grad.
+
+    Args:
+        tap: an open `HeadTap`, which also says on which device the model is.
+        batches: pairs of images (B, ...) and class indices (B,), in the order that the result keeps.
+        dtype: of the stored features, such as torch.float16 to halve the cache; default as the model gives them.
+
+    Raises:
+        ValueError: if there is no batch, if labels are not class indices of the head, or if features or logits are not
+            finite, with the index of the first such sample.
+    """
+    parts: list[HeadBatch] = []
+    start = 0
+    for images, labels in batches:
+        device = tap.head.weight.device
+        features, logits = tap(images.to(device))
+        labels = labels.to(device)
+        check_labels(labels, logits.shape, start)
+        if dtype is not None:
+            features = features.to(dtype)
+        parts.append(HeadBatch(features.detach(), logits.detach(), labels.long()))
+        check_finite(parts[-1], start)
+        start += len(labels)
+    if not parts:
+        raise ValueError("batches must hold at least one batch of (images, labels), got none")
+    return HeadBatch(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def check_labels(labels: Tensor, logits_shape: torch.Size, start: int = 0) -> None:
+    """Raise ValueError unless `labels` are class indices for logits (B, K); `start` is the first sample's index."""
+    samples, classes = logits_shape
+    if labels.shape != (samples,) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(
+            f"labels must be integer class indices of shape ({samples},), got {labels.dtype} {tuple(labels.shape)}; "
+            "turn one-hot labels into indices with labels.argmax(1)"
+        )
+    wrong = ((labels < 0) | (labels >= classes)).nonzero()
+    if len(wrong):
+        i = int(wrong[0])
+        raise ValueError(
+            f"labels must be in 0..{classes - 1}, the head's classes; sample {start + i} has label {int(labels[i])}"
+        )
+
+
+def check_finite(batch: HeadBatch, start: int = 0) -> None:
+    """Raise ValueError naming the first sample with a non-finite feature or logit; `start` is the batch's offset."""
+    for what, values in (("features", batch.features), ("logits", batch.logits)):
+        wrong = (~values.isfinite().all(1)).nonzero()
+        if len(wrong):
+            raise ValueError(
+                f"{what} must be finite; sample {start + int(wrong[0])} is the first of {len(wrong)} in its batch that "
+                "are not: check its image, the model's weights, and half precision for overflow"
+            )
+
+
+def residuals(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """p - y, (B, K): softmax of the logits less the one-hot labels, smoothed as torch's cross-entropy does."""
+    p = logits.softmax(1)
+    smooth = label_smoothing / logits.shape[1]
+    target = torch.full_like(p, smooth).scatter_(1, labels[:, None], 1 - label_smoothing + smooth)
+    return p - target
+
+
+def mean_gradient(batch: HeadBatch, bias: bool = True, label_smoothing: float = 0.0) -> Tensor:
+    """Gradient of the mean cross-entropy of `batch` with respect to the head: 1/B sum (p - y) h~^T.
+
+    Of the hyper-validation set this is the `val_grad` of which `ihvp.solve` makes s_val.
+
+    Args:
+        batch: features (B, D), logits (B, K), labels (B,).
+        bias: whether the head has one.
+        label_smoothing: of the loss whose gradient is wanted; the validation loss usually has none.
+
+    Returns:
+        (K, D + 1), bias in the last column, or (K, D) without; in the dtype of the logits; rows sum to zero.
+
+    Warns:
+        UserWarning: if a class of the head has no sample in `batch`.
+    """
+    check_labels(batch.labels, batch.logits.shape)
+    check_finite(batch)
+    counts = batch.labels.bincount(minlength=batch.logits.shape[1])
+    missing = (counts == 0).nonzero().flatten().tolist()
+    if missing:
+        shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        warnings.warn(
+            f"the validation set has no sample of {len(missing)} of the head's {len(counts)} classes ({shown}): losses "
+            "on them count for nothing, so an augmentation that harms them is not seen; add samples of each class",
+            stacklevel=2,
+        )
+    r = residuals(batch.logits, batch.labels, label_smoothing)
+    grad = r.T @ batch.features.to(r.dtype)
+    if bias:
+        grad = torch.cat([grad, r.sum(0)[:, None]], 1)
+    return grad / len(r)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Softmax regression on cached features
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeadProblem:
+    """The head's training problem on cached features; formulas in the module's docstring.
+
+    Computes in the dtype of `weight`; `features` may be stored in a smaller one and are cast block by block.
+
+    Raises:
+        ValueError: if shapes, labels, weights or settings are out of range, or a logit is not finite.
+    """
+
+    features: Tensor  # (N, D)
+    labels: Tensor  # (N,), class indices
+    weight: Tensor  # (K, D)
+    bias: Tensor | None  # (K,)
+    sample_weights: Tensor | None = None  # (N,), w_i >= 0; the loss divides by N, not by their sum
+    label_smoothing: float = 0.0  # as in torch's cross-entropy, in [0, 1]
+    weight_decay: float = 0.0  # the loss has weight_decay / 2 |theta|^2, bias included, as torch's optimisers do
+
+    def __post_init__(self) -> None:
+        n = len(self.features)
+        if self.features.ndim != 2 or n == 0:
+            raise ValueError(f"features must be (N, D) with N >= 1, got {tuple(self.features.shape)}")
+        if self.weight.ndim != 2 or self.weight.shape[1] != self.features.shape[1]:
+            raise ValueError(f"weight must be (K, {self.features.shape[1]}), got {tuple(self.weight.shape)}")
+        if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
+            raise ValueError(f"bias must be ({len(self.weight)},), got {tuple(self.bias.shape)}")
+        check_labels(self.labels, torch.Size([n, len(self.weight)]))
+        w = self.sample_weights
+        if w is not None and (w.shape != (n,) or not bool(((w >= 0) & w.isfinite()).all())):
+            raise ValueError(
+                f"sample_weights must be ({n},), finite and >= 0, got {tuple(w.shape)}, minimum {float(w.min())}; "
+                "a negative weight makes the Hessian indefinite"
+            )
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"label_smoothing must be in [0, 1], got {self.label_smoothing}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"weight_decay must be >= 0 and finite, got {self.weight_decay}")
+
+    @classmethod
+    def from_batch(
+        cls,
+        batch: HeadBatch,
+        head: nn.Linear,
+        sample_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        weight_decay: float = 0.0,
+    ) -> HeadProblem:
+        """The problem that `head` was trained on, from what `collect` gave; the head's weights are copied."""
+        return cls(
+            features=batch.features,
+            labels=batch.labels,
+            weight=head.weight.detach().clone(),
+            bias=None if head.bias is None else head.bias.detach().clone(),
+            sample_weights=sample_weights,
+            label_smoothing=label_smoothing,
+            weight_decay=weight_decay,
+        )
+
+    @property
+    def theta(self) -> Tensor:
+        """(K, D + 1), bias in the last column, or (K, D) without."""
+        return self.weight if self.bias is None else torch.cat([self.weight, self.bias[:, None]], 1)
+
+    @property
+    def n_train(self) -> int:
+        """N, the number of training samples."""
+        return len(self.features)
+
+    def with_theta(self, theta: Tensor) -> HeadProblem:
+        """The same problem at other weights, (K, D + 1) or (K, D); computes in the dtype of `theta`."""
+        weight, bias = (theta, None) if self.bias is None else (theta[:, :-1], theta[:, -1])
+        return replace(self, weight=weight, bias=bias)
+
+    def to(self, dtype: torch.dtype) -> HeadProblem:
+        """The same problem computed in `dtype`; features stay as they are stored."""
+        return self if self.weight.dtype == dtype else self.with_theta(self.theta.to(dtype))
+
+    def _blocks(self, width: int = 1) -> Iterator[slice]:
+        """Row ranges whose features, and `width` rows of logits, take about the block size in the computing dtype."""
+        budget = _CPU_BLOCK_BYTES if self.features.device.type == "cpu" else _GPU_BLOCK_BYTES
+        row = (self.weight.shape[1] + width * self.weight.shape[0]) * self.weight.element_size()
+        step = max(64, budget // row)
+        return (slice(i, i + step) for i in range(0, self.n_train, step))
+
+    def _weigh(self, values: Tensor, rows: slice) -> Tensor:
+        """`values` (B, ...) of the samples in `rows`, times their weights."""
+        if self.sample_weights is None:
+            return values
+        w = self.sample_weights[rows].to(values.dtype)
+        return values * w.view(-1, *[1] * (values.ndim - 1))
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(N, K)."""
+        dtype = self.weight.dtype
+        out = torch.empty(self.n_train, len(self.weight), dtype=dtype, device=self.weight.device)
+        for rows in self._blocks():
+            out[rows] = F.linear(self.features[rows].to(dtype), self.weight, self.bias)
+            check_finite(HeadBatch(self.features[rows], out[rows], self.labels[rows]), rows.start)
+        return out
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """p, (N, K)."""
+        return self.logits.softmax(1)
+
+    def loss(self) -> Tensor:
+        """L(theta), nats, a scalar."""
+        ce = F.cross_entropy(self.logits, self.labels, reduction="none", label_smoothing=self.label_smoothing)
+        data = self._weigh(ce, slice(None)).mean()
+        return data + 0.5 * self.weight_decay * self.theta.square().sum()
+
+    def gradient(self) -> Tensor:
+        """(K, D + 1) or (K, D): 1/N sum_i w_i (p_i - y_i) h~_i^T + weight_decay theta."""
+        out = torch.zeros_like(self.theta)
+        for rows in self._blocks():
+            r = residuals(self.logits[rows], self.labels[rows], self.label_smoothing)
+            self._add_outer(out, self._weigh(r, rows), rows)
+        return out.div_(self.n_train).add_(self.theta, alpha=self.weight_decay)
+
+    def hvp(self, v: Tensor) -> Tensor:
+        """H V, weight decay included and damping not.
+
+        Args:
+            v: (K, D + 1) or (K, D) as `theta`, or a stack (R, ...) of them, which shares the passes over the features.
+
+        Returns:
+            of the shape of `v`, in the dtype of `weight`.
+        """
+        if v.shape[-2:] != self.theta.shape or v.ndim > 3:
+            raise ValueError(f"v must be {tuple(self.theta.shape)} or a stack of such, got {tuple(v.shape)}")
+        dim = self.weight.shape[1]
+        flat = v.to(self.weight.dtype).reshape(-1, v.shape[-1])
+        stack = len(flat) // len(self.weight)
+        out = torch.zeros_like(flat)
+        bias = None if self.bias is None else flat[:, dim]
+        for rows in self._blocks(stack):
+            u = F.linear(self.features[rows].to(flat.dtype), flat[:, :dim], bias)
+            u = u.view(len(u), stack, -1)
+            p = self.probabilities[rows, None]
+            u = self._weigh(p * (u - (p * u).sum(2, keepdim=True)), rows)
+            self._add_outer(out, u.flatten(1), rows)
+        out = out.div_(self.n_train).view(v.shape)
+        return out.add_(v.to(out.dtype), alpha=self.weight_decay)
+
+    def _add_outer(self, out: Tensor, r: Tensor, rows: slice) -> None:
+        """out += sum_i r_i h~_i^T over the samples in `rows`."""
+        dim = self.weight.shape[1]
+        out[:, :dim].addmm_(r.T, self.features[rows].to(r.dtype))
+        if self.bias is not None:
+            out[:, dim].add_(r.sum(0))
+
+    @cached_property
+    def mean_eigenvalue(self) -> float:
+        """Trace of the Hessian's data term (no weight decay) over its size: the unit for relative damping."""
+        extra = 0.0 if self.bias is None else 1.0
+        trace = 0.0
+        for rows in self._blocks():
+            p = self.probabilities[rows]
+            h = self.features[rows].to(p.dtype)
+            trace += float(self._weigh((p * (1 - p)).sum(1) * (h.square().sum(1) + extra), rows).sum())
+        return trace / self.n_train / self.theta.numel()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Refitting
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class RefitResult(NamedTuple):
+    """A head at, or towards, its optimum."""
+
+    problem: HeadProblem  # float64, at the new weights
+    gradient_norm: float  # |grad L|, nats per unit of theta
+    steps: int  # Newton steps
+    converged: bool
+
+
+def conjugate_gradients(
+    apply: Callable[[Tensor], Tensor],
+    x: Tensor,
+    r: Tensor,
+    done: Callable[[Tensor, Tensor], bool],
+    max_steps: int,
+) -> tuple[Tensor, Tensor, int]:
+    """Conjugate gradients on `apply(x) = b`, from x with residual r = b - apply(x), until `done(x, r)`."""
+    d = r
+    rho = r.square().sum()
+    steps = 0
+    while steps < max_steps and not done(x, r):
+        q = apply(d)
+        alpha = rho / (d * q).sum()
+        x = x + alpha * d
+        r = r - alpha * q
+        rho, last = r.square().sum(), rho
+        d = r + (rho / last) * d
+        steps += 1
+    return x, r, steps
+
+
+def refit(problem: HeadProblem, tolerance: float = 1e-9, max_steps: int = 100) -> RefitResult:
+    """Train the head to stationarity: Newton steps by conjugate gradients, with a line search, in float64.
+
+    Args:
+        problem: the head as found; not changed.
+        tolerance: on |grad L|, relative to the root mean square of |h~|.
+        max_steps: Newton steps. Without weight decay, separable features have no minimiser: the weights then grow until
+            the gradient is below the tolerance.
+    """
+    now = problem.to(torch.float64)
+    scale = float(now.features.double().square().sum(1).mean().add(0 if now.bias is None else 1).sqrt())
+    g = now.gradient()
+    norm = float(g.norm())
+    start = norm
+    for step in range(max_steps):
+        if norm <= tolerance * scale:
+            return RefitResult(now, norm, step, True)
+        forcing = min(0.1, (norm / start) ** 0.5) * norm
+        stop = forcing
+        d, _, _ = conjugate_gradients(now.hvp, torch.zeros_like(g), -g, lambda _, r, s=stop: float(r.norm()) <= s, 500)
+        slope, loss = float((g * d).sum()), float(now.loss())
+        t = 1.0
+        # Near the optimum the loss no longer resolves the decrease: allow for its rounding.
+        while t > 1e-8:
+            new = now.with_theta(now.theta + t * d)
+            if float(new.loss()) <= loss + 1e-4 * t * slope + 1e-14 * abs(loss):
+                break
+            t /= 2
+        now = new
+        g = now.gradient()
+        norm = float(g.norm())
+    return RefitResult(now, norm, max_steps, norm <= tolerance * scale)
