@@ -2,6 +2,7 @@
 
 from learned_aug.augmenter import Augmented, Augmenter
 from learned_aug.nets import AugmenterConfig
+from learned_aug.transform import LearnedAugment
 from learned_aug.weights import WeightsError
 
-__all__ = ["Augmented", "Augmenter", "AugmenterConfig", "WeightsError"]
+__all__ = ["Augmented", "Augmenter", "AugmenterConfig", "LearnedAugment", "WeightsError"]
