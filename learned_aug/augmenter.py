@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from os import PathLike
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 
 from learned_aug import weights
 from learned_aug.functional import flow_field, recolor, resize_field, smooth, warp
-from learned_aug.nets import SLOPE, AugmenterConfig, Encoder, Fields, Generator
+from learned_aug.nets import AugmenterConfig, Encoder, Fields, Generator, bias_of, initialise
 
-__all__ = ["Augmented", "Augmenter"]
+__all__ = ["Augmented", "Augmenter", "Draw"]
+
+CHUNK = 2**16  # pixels of a batch that are augmented at once on the CPU: more leaves the cache
 
 
 class Augmented(NamedTuple):
@@ -25,6 +28,49 @@ class Augmented(NamedTuple):
     """(B, 2, H, W), (x, y), pixels: output pixel q shows the input at q + flow(q); 0 without a spatial field."""
     delta: Tensor
     """(B, C, H, W), what the colour filter added, in the units of the images; 0 without one."""
+
+
+class Draw(NamedTuple):
+    """The fields drawn for a batch, coarse until used: :meth:`Augmenter.draw` makes one, :meth:`apply` uses it.
+
+    Applying one draw to several tensors (frames of a video, an image and its mask) keeps them aligned.
+    """
+
+    size: tuple[int, int]
+    """(H, W) of the images, pixels."""
+    coarse_flow: Tensor | None = None
+    """(B, 2, h, w), (x, y), pixels of an image of `size`; None without a spatial field."""
+    coarse_color: Tensor | None = None
+    """(B, 12, h, w), c_w as row-major 3x3 and c_b in the units of the images; None without a colour filter."""
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Warp, then recolour (B, C, H, W): a new tensor in the dtype of `images`, float32 at least inside."""
+        tensors = [t for t in (images, self.coarse_flow, self.coarse_color) if t is not None]
+        differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        chunk = max(torch.get_num_threads(), CHUNK // max(1, self.size[0] * self.size[1]))
+        if len(images) <= chunk or images.device.type != "cpu" or differentiable or torch.compiler.is_compiling():
+            return self.recolor(self.warp(images)).to(images.dtype)
+        out = torch.empty_like(images)
+        for k in range(0, len(images), chunk):
+            part = Draw(self.size, *(t if t is None else t[k : k + chunk] for t in self[1:]))
+            out[k : k + chunk] = part.recolor(part.warp(images[k : k + chunk]))
+        return out
+
+    def flow(self) -> Tensor | None:
+        """The dense flow (B, 2, H, W)."""
+        return None if self.coarse_flow is None else resize_field(self.coarse_flow, self.size)
+
+    def warp(self, images: Tensor) -> Tensor:
+        """The first half of :meth:`apply`, in float32 at least."""
+        images = images.to(torch.promote_types(images.dtype, torch.float32))
+        return images if self.coarse_flow is None else warp(images, self.coarse_flow)
+
+    def recolor(self, images: Tensor) -> Tensor:
+        """The second half of :meth:`apply`, in float32 at least."""
+        if self.coarse_color is None:
+            return images
+        color = resize_field(self.coarse_color, self.size)
+        return recolor(images, color[:, :9], color[:, 9:])
 
 
 class Stage(nn.Module):
@@ -43,8 +89,8 @@ class Augmenter(nn.Module):
     expected in the value range of the fit: in [0, 1], normalised as ``config.mean`` and ``config.std`` state. Any size
     works: E sees a resized copy, and the fields are interpolated.
 
-    Parameters start frozen, so that augmenting builds no graph: call ``requires_grad_()`` to train E and G. Gradients to
-    the input flow whenever it requires them.
+    Parameters start frozen, so that augmenting builds no graph: call ``requires_grad_()`` to train E and G. Gradients
+    to the input flow whenever it requires them.
 
     A new Augmenter is random; :meth:`calibrate_` gives it a stated strength, :func:`learned_aug.fit` trains it.
 
@@ -57,12 +103,7 @@ class Augmenter(nn.Module):
         super().__init__()
         self.config = config if config is not None else AugmenterConfig()
         self.stages = nn.ModuleList(Stage(self.config, warp=w, color=c) for w, c in self.config.stages)
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-                # torch's default shrinks the signal, and then tau no longer depends on the image.
-                mode = "fan_in" if isinstance(module, nn.Conv2d) else "fan_out"
-                nn.init.kaiming_normal_(module.weight, SLOPE, mode, generator=generator)
-                nn.init.zeros_(module.bias)
+        initialise(self, generator)
         self.requires_grad_(False)
 
     def draw_masks(
@@ -105,7 +146,7 @@ class Augmenter(nn.Module):
             TypeError: if `images` is not a floating tensor.
             ValueError: if its shape does not fit, or (checked on the CPU only) it holds NaN or infinity.
         """
-        return self.augment(images, masks, strength=strength, generator=generator).images
+        return self.draw(images, masks, strength=strength, generator=generator).apply(images)
 
     def augment(
         self,
@@ -116,58 +157,84 @@ class Augmenter(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Augmented:
         """As :meth:`forward`, and also the flow and the colour change."""
+        draw = self.draw(images, masks, strength=strength, generator=generator)
+        warped = draw.warp(images)
+        out = draw.recolor(warped)
+        flow = draw.flow()
+        if flow is None:
+            flow = out.new_zeros(len(images), 2, *draw.size)
+        return Augmented(out.to(images.dtype), flow, (out - warped).to(images.dtype))
+
+    def draw(
+        self,
+        images: Tensor,
+        masks: Tensor | None = None,
+        *,
+        strength: float | Tensor = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Draw:
+        """The fields that :meth:`forward` applies, with the same arguments and errors."""
         self._check(images)
         if masks is None:
             masks = self.draw_masks(len(images), generator=generator, device=images.device)
-        if isinstance(strength, Tensor) and strength.ndim == 1:
+        elif masks.shape != (expected := (len(images), len(self.stages), self.config.tau_dim)):
+            raise ValueError(
+                f"masks must be (B, stages, tau_dim) = {expected}, got {tuple(masks.shape)}; use draw_masks"
+            )
+        if isinstance(strength, Tensor) and strength.ndim:
+            if strength.shape != images.shape[:1]:
+                raise ValueError(
+                    f"strength must be a number or one per sample, ({len(images)},), got {tuple(strength.shape)}"
+                )
             strength = strength[:, None, None, None]
-        dtype = torch.promote_types(images.dtype, torch.float32)
-        out, size = images, (images.shape[-2], images.shape[-1])
-        flow = torch.zeros(len(images), 2, *size, dtype=dtype, device=images.device)
-        delta = torch.zeros_like(images)
-        for stage, mask in zip(self.stages, masks.unbind(1), strict=True):
-            fields = stage.generator(self._encode(stage, out) * mask)
-            if fields.warp_bias is not None:
-                flow = self._flow(fields, size) * strength
-                out = warp(out, flow)
-            if fields.color_bias is not None:
-                weight, bias = (resize_field(f.to(images.dtype) * strength, size) for f in fields[2:])
-                recolored = recolor(out, weight, bias)
-                out, delta = recolored, recolored - out
-        return Augmented(out, flow, delta)
+        draw = Draw((images.shape[-2], images.shape[-1]))
+        for k, stage in enumerate(self._stages()):
+            codes = self._encode(stage, images if k == 0 else draw.apply(images))
+            draw = self._extend(draw, stage.generator(codes * masks[:, k]), strength)
+        return draw
+
+    def _stages(self) -> list[Stage]:
+        return cast(list[Stage], list(self.stages))
 
     def _encode(self, stage: Stage, images: Tensor) -> Tensor:
-        side = (self.config.size, self.config.size)
-        small = images.to(next(stage.parameters()).dtype)
-        if small.shape[-2:] != side:
-            small = F.interpolate(small, side, mode="bilinear", antialias=True)
-        codes: Tensor = stage.encoder(small)
+        """Codes (B, tau_dim) of images of any size, dropout not yet applied."""
+        side = self.config.encoder_side
+        codes: Tensor = stage.encoder(_resize(images.to(next(stage.parameters()).dtype), side))
+        # The codes see every pixel, and are cheap to look through. On a GPU that would stall the stream.
+        if codes.device.type == "cpu" and not torch.compiler.is_compiling() and not codes.isfinite().all():
+            index = int(codes.isfinite().all(1).logical_not().nonzero()[0])
+            raise ValueError(
+                f"images must be finite and of ordinary size, got NaN, infinity or overflow, first in sample {index}; "
+                "check its source"
+            )
         return codes
 
-    def _flow(self, fields: Fields, size: tuple[int, int]) -> Tensor:
-        """Flow in pixels of an image of `size` from fields in pixels of the training size."""
+    def _extend(self, draw: Draw, fields: Fields, strength: float | Tensor = 1.0) -> Draw:
+        """Add what one stage's fields, in pixels of the training size, do to images of the draw's size."""
         side = self.config.size
-        flow = flow_field(fields.warp_weight, fields.warp_bias, (side, side))
-        if self.config.fields == "pixel" and not self.config.pooled:
-            flow = smooth(flow)
-        height, width = ((length - 1) / (side - 1) for length in size)
-        return resize_field(flow, size) * flow.new_tensor([width, height])[:, None, None]
+        if fields.warp_weight is not None and fields.warp_bias is not None:
+            flow = flow_field(fields.warp_weight, fields.warp_bias, (side, side))
+            if self.config.fields == "pixel" and not self.config.pooled:
+                flow = smooth(flow)
+            if draw.size != (side, side):
+                height, width = ((length - 1) / (side - 1) for length in draw.size)
+                flow = flow * flow.new_tensor([width, height])[:, None, None]
+            draw = draw._replace(coarse_flow=flow * strength)
+        if fields.color_weight is not None and fields.color_bias is not None:
+            draw = draw._replace(coarse_color=torch.cat([fields.color_weight, fields.color_bias], dim=1) * strength)
+        return draw
 
     def _check(self, images: Tensor) -> None:
         c = self.config.channels
         if not isinstance(images, Tensor) or not images.is_floating_point():
             got = images.dtype if isinstance(images, Tensor) else type(images).__name__
             raise TypeError(
-                f"images must be a floating tensor, got {got}; scale integers first, as with "
-                "torchvision.transforms.v2.functional.to_dtype(images, torch.float32, scale=True), or use LearnedAugment"
+                f"images must be a floating tensor, got {got}; use LearnedAugment, or scale integers first, as with "
+                "torchvision.transforms.v2.functional.to_dtype(images, torch.float32, scale=True)"
             )
-        if images.ndim != 4 or images.shape[1] != c:
+        if images.ndim != 4 or images.shape[1] != c or 0 in images.shape[2:]:
             hint = "; add a batch dimension with images[None]" if images.ndim == 3 else ""
             raise ValueError(f"images must be (B, {c}, H, W), got {tuple(images.shape)}{hint}")
-        # On a GPU the check would stall the stream; NaN stays visible in the result there.
-        if images.device.type == "cpu" and not torch.compiler.is_compiling() and not images.isfinite().all():
-            index = int(images.isfinite().flatten(1).all(1).logical_not().nonzero()[0])
-            raise ValueError(f"images must be finite, got NaN or infinity first in sample {index}; check its source")
 
     @torch.no_grad()
     def calibrate_(
@@ -194,45 +261,40 @@ class Augmenter(nn.Module):
             self.
 
         Raises:
-            ValueError: if the bounds of the fields do not allow such a strength.
+            ValueError: if the bounds of the fields do not allow such a strength, or two draws do not differ at all; the
+                weights are then as before.
         """
         self._check(images)
         std = sum(self.config.std) / len(self.config.std)
+        asked = {"pixels": pixels, "color": color}
         targets = {"pixels": pixels * self.config.size / 32, "color": color / std}
-        masks = self.draw_masks(2 * len(images), generator=generator, device=images.device).unbind(1)
-        for stage, mask in zip(self.stages, masks, strict=True):
-            codes = self._encode(stage, images).repeat(2, 1) * mask
-            last, center = stage.generator.deconvs[-1], stage.generator.center
-            warped = 6 * stage.generator.warp  # the first output channels
-            for name, part in (("pixels", slice(0, warped)), ("color", slice(warped, len(center)))):
-                if part.start == part.stop:
-                    continue
+        before = copy.deepcopy(self.state_dict())
+        images = _resize(images, self.config.size).repeat(2, 1, 1, 1)
+        masks = self.draw_masks(len(images), generator=generator, device=images.device)
+        draw = Draw((self.config.size, self.config.size))
+        for k, stage in enumerate(self._stages()):
+            codes = self._encode(stage, draw.apply(images)) * masks[:, k]
+            last, center = cast(nn.ConvTranspose2d, stage.generator.deconvs[-1]), stage.generator.center
+            parts = {"pixels": slice(0, 6)} if stage.generator.warp else {}
+            parts |= {"color": slice(-12, None)} if stage.generator.color else {}
+            for name, part in parts.items():
                 for _ in range(20):  # a fixed point: the spread grows with the scale, at first in proportion
                     center.copy_(stage.generator.raw(codes).mean(0))
-                    spread = self._spread(stage.generator(codes), images)[name]
+                    drawn = self._extend(draw, stage.generator(codes))
+                    spread = _spread(drawn, images)[name]
                     if abs(spread / targets[name] - 1) < 1e-3:
                         break
-                    last.weight[:, part] *= targets[name] / spread
-                    last.bias[part] *= targets[name] / spread
+                    ratio = targets[name] / spread if spread > 0 else 1.0
+                    last.weight[:, part] *= ratio
+                    bias_of(last)[part] *= ratio
                 else:
+                    self.load_state_dict(before)
                     raise ValueError(
-                        f"{name}={pixels if name == 'pixels' else color} cannot be reached: the bounded fields gave "
-                        f"{spread:.3g} of {targets[name]:.3g}; ask for less"
+                        f"{name}={asked[name]} cannot be reached: two draws differed by {spread:.3g} of "
+                        f"{targets[name]:.3g}; ask for less, give other images, or raise tau_dropout"
                     )
+            draw = drawn
         return self
-
-    def _spread(self, fields: Fields, images: Tensor) -> dict[str, float]:
-        """Mean difference of the first and second half of `fields` as a flow (pixels) and as a colour change."""
-        side = (self.config.size, self.config.size)
-        spread = {}
-        if fields.warp_bias is not None:
-            one, two = self._flow(fields, side).chunk(2)
-            spread["pixels"] = float((one - two).norm(dim=1).mean())
-        if fields.color_bias is not None:
-            small = F.interpolate(images, side, mode="bilinear", antialias=True).repeat(2, 1, 1, 1)
-            one, two = (recolor(small, *(resize_field(f, side) for f in fields[2:])) - small).chunk(2)
-            spread["color"] = float((one - two).abs().mean())
-        return spread
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write ``model.safetensors`` and ``config.json`` to `folder`, which is made if need be.
@@ -260,3 +322,21 @@ class Augmenter(nn.Module):
     def extra_repr(self) -> str:
         """The configuration, shown by ``repr``."""
         return str(self.config)
+
+
+def _resize(images: Tensor, side: int) -> Tensor:
+    if images.shape[-2:] == (side, side):
+        return images
+    return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+
+
+def _spread(draw: Draw, images: Tensor) -> dict[str, float]:
+    """Mean difference between the first and the second half of the draws: of the flow (pixels) and of the colours."""
+    spread, flow = {}, draw.flow()
+    if flow is not None:
+        one, two = flow.chunk(2)
+        spread["pixels"] = float((one - two).norm(dim=1).mean())
+    if draw.coarse_color is not None:
+        one, two = draw.recolor(images).chunk(2)
+        spread["color"] = float((one - two).abs().mean())
+    return spread

@@ -34,13 +34,11 @@ def flow_field(warp_weight: Tensor, warp_bias: Tensor, size: tuple[int, int] | N
     """
     h, w = warp_bias.shape[-2:]
     height, width = size if size is not None else (h, w)
-    dtype = torch.promote_types(warp_bias.dtype, torch.float32)
-    options = {"dtype": dtype, "device": warp_bias.device}
-    i = torch.linspace(-(height - 1) / 2, (height - 1) / 2, h, **options)[:, None]
-    j = torch.linspace(-(width - 1) / 2, (width - 1) / 2, w, **options)
-    ii, ij, ji, jj = warp_weight.to(dtype).unbind(1)
-    bias_i, bias_j = warp_bias.to(dtype).unbind(1)
-    return torch.stack([ji * i + jj * j + bias_j, ii * i + ij * j + bias_i], dim=1)
+    dtype, device = torch.promote_types(warp_bias.dtype, torch.float32), warp_bias.device
+    i = torch.linspace(-(height - 1) / 2, (height - 1) / 2, h, dtype=dtype, device=device)[:, None]
+    j = torch.linspace(-(width - 1) / 2, (width - 1) / 2, w, dtype=dtype, device=device)
+    of_i, of_j = warp_weight.to(dtype).reshape(len(warp_weight), 2, 2, h, w).unbind(2)
+    return torch.addcmul(torch.addcmul(warp_bias.to(dtype), of_i, i), of_j, j).flip(1)
 
 
 def smooth(field: Tensor, window: int = 4) -> Tensor:
@@ -68,29 +66,50 @@ def resize_field(field: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize whose border points stay on the border, so that an affine flow stays exactly affine.
 
     Args:
-        field: (B, C, h, w); a flow keeps its units, scaling it to the new image is the caller's business.
+        field: (..., h, w); a flow keeps its units, scaling it to the new image is the caller's business.
         size: (H, W) of the result.
+
+    Returns:
+        (..., H, W) in float32 at least, under autocast too.
     """
+    field = field.to(torch.promote_types(field.dtype, torch.float32))
     if field.shape[-2:] == size:
         return field
-    return F.interpolate(field, size, mode="bilinear", align_corners=True)
+    if torch.is_autocast_enabled(field.device.type):
+        with torch.autocast(field.device.type, enabled=False):
+            return resize_field(field, size)
+    # For the few points of a control grid, two products with small matrices take a tenth of F.interpolate's time.
+    (h, w), (height, width) = field.shape[-2:], size
+    columns = _interpolation(w, width, field)
+    rows = columns if (h, height) == (w, width) else _interpolation(h, height, field)
+    return rows.T @ (field @ columns)
 
 
-def sampling_grid(flow: Tensor) -> Tensor:
+def _interpolation(points: int, length: int, like: Tensor) -> Tensor:
+    """Matrix (points, length) that interpolates linearly from `points` to `length` positions, border on border."""
+    eye = torch.eye(points, dtype=like.dtype, device=like.device)
+    return F.interpolate(eye[None], length, mode="linear", align_corners=True)[0]
+
+
+def sampling_grid(flow: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """Add the identity to a flow and convert to grid_sample's units: (2 s + 1) / size - 1, ``align_corners=False``.
 
     Args:
-        flow: (B, 2, H, W), (x, y), pixels.
+        flow: (B, 2, h, w), (x, y), pixels.
+        size: (H, W) of the image over which a coarser flow is interpolated; by default (h, w).
 
     Returns:
-        (B, H, W, 2), float32 at least.
+        (B, H, W, 2), float32 at least; a view of two planes, which grid_sample reads as fast.
     """
-    height, width = flow.shape[-2:]
-    flow = flow.to(torch.promote_types(flow.dtype, torch.float32))
-    options = {"dtype": flow.dtype, "device": flow.device}
-    x = (2 * torch.arange(width, **options) + 1) / width - 1
-    y = (2 * torch.arange(height, **options) + 1)[:, None] / height - 1
-    return torch.stack([x + flow[:, 0] * (2 / width), y + flow[:, 1] * (2 / height)], dim=-1)
+    h, w = flow.shape[-2:]
+    height, width = size if size is not None else (h, w)
+    dtype, device = torch.promote_types(flow.dtype, torch.float32), flow.device
+    x = torch.linspace(1 / width - 1, 1 - 1 / width, w, dtype=dtype, device=device)
+    y = torch.linspace(1 / height - 1, 1 - 1 / height, h, dtype=dtype, device=device)[:, None]
+    flow = flow.to(dtype)
+    # The identity is linear, so it may be added before the interpolation, where the points are few.
+    coarse = torch.stack([x + flow[:, 0] * (2 / width), y + flow[:, 1] * (2 / height)], dim=1)
+    return resize_field(coarse, (height, width)).permute(0, 2, 3, 1)
 
 
 def warp(images: Tensor, flow: Tensor) -> Tensor:
@@ -98,18 +117,24 @@ def warp(images: Tensor, flow: Tensor) -> Tensor:
 
     Args:
         images: (B, C, H, W), floating.
-        flow: (B, 2, H, W), (x, y), pixels.
+        flow: (B, 2, h, w), (x, y), pixels of the images; interpolated if coarser than they are.
 
     Returns:
-        (B, C, H, W) in the dtype of `images`, computed in float32 at least. Where the flow is 0 the image is unchanged,
-        to the last bit.
+        (B, C, H, W) in the dtype of `images`, computed in float32 at least. A sample whose flow is 0 everywhere comes
+        back unchanged, to the last bit.
     """
-    grid = sampling_grid(flow.to(torch.promote_types(images.dtype, flow.dtype)))
+    flow = flow.to(torch.promote_types(images.dtype, flow.dtype))
+    grid = sampling_grid(flow, (images.shape[-2], images.shape[-1]))
     source = images.to(grid.dtype)
     out = F.grid_sample(source, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    # grid_sample's units round: 1e-5 px at 224. The correction carries no gradient, so that of the flow stays true.
-    still = (flow == 0).all(dim=1, keepdim=True)
-    return (out + torch.where(still, source - out, 0).detach()).to(images.dtype)
+    # grid_sample's units round, by 1e-5 px at 224, hence the identity by itself is not exact.
+    moved = flow.detach().flatten(1).any(1)
+    # Whether all samples moved is worth asking where the answer costs no synchronisation.
+    if flow.device.type != "cpu" or torch.compiler.is_compiling() or not moved.all():
+        exact = torch.where(moved[:, None, None, None], out, source)
+        # The correction carries no gradient, so that of the flow stays true.
+        out = exact.detach() + (out - out.detach()) if out.requires_grad else exact
+    return out.to(images.dtype)
 
 
 def recolor(images: Tensor, color_weight: Tensor, color_bias: Tensor) -> Tensor:
@@ -123,7 +148,7 @@ def recolor(images: Tensor, color_weight: Tensor, color_bias: Tensor) -> Tensor:
     Returns:
         (B, 3, H, W) in the dtype of `images`; not clamped, since the range of normalised images is the caller's.
     """
-    weight = color_weight.unflatten(1, (3, 3))
+    weight = color_weight.reshape(len(images), 3, 3, *color_weight.shape[2:])
     out = images + color_bias
     for channel in range(3):  # three fused multiply-adds instead of a (B, 3, 3, H, W) product
         out = torch.addcmul(out, weight[:, :, channel], images[:, channel : channel + 1])
