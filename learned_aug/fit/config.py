@@ -1,0 +1,114 @@
+"""Settings of a fit: one frozen dataclass per stage, FitConfig over them.
+
+"Paper" marks what the paper states; it gives no learning rates, batch sizes or step counts, so the rest are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from learned_aug.fit.ihvp import Solver
+
+__all__ = ["FitConfig", "InfluenceConfig", "MaximizeConfig", "PretrainConfig", "RetrainConfig"]
+
+
+def _check_at_least(config: object, **bounds: float) -> None:
+    for name, low in bounds.items():
+        value = getattr(config, name)
+        if not (math.isfinite(value) and value >= low):
+            raise ValueError(f"{type(config).__name__}.{name} must be a finite number >= {low}, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Stage 1: G learns to mimic the baseline augmentation by a relativistic average GAN (paper)."""
+
+    steps: int = 300
+    batch_size: int = 64
+    lr: float = 1e-4  # Adam, E and G; at 1e-3 G collapses to one warp
+    lr_image: float = 1e-4  # Adam, image discriminator
+    lr_feature: float = 1e-3  # Adam, feature discriminator, one Linear: slower, and G runs ahead of it
+    feature_weight: float = 1.0  # of the feature-space loss beside the image-space loss (paper: both, weight unstated)
+    diversity_weight: float = 1.0  # of the terms that keep draws apart and without a shared change
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        _check_at_least(self, steps=0, batch_size=2, feature_weight=0, diversity_weight=0)
+        _check_at_least(self, lr=0, lr_image=0, lr_feature=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfluenceConfig:
+    """Stage 2: the head, its Hessian and the inverse-Hessian-vector product of the validation gradient."""
+
+    damping: float = 10.0  # in units of the Hessian's mean eigenvalue; less made predictions useless on MNIST
+    solver: Solver | Literal["auto"] = "auto"
+    refit_head: bool = True  # bring a copy of the head to stationarity first, which Eq. 9 assumes
+    weight_decay: float = 1e-4  # of the refitted head; without any, separable features have no optimum
+    label_smoothing: float = 0.0  # of the loss that the model is trained with
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        _check_at_least(self, damping=0, weight_decay=0, label_smoothing=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaximizeConfig:
+    """Stage 3: E and G move along the influence (paper), held back by three terms of ours.
+
+    With `label_weight` and `trust_weight` 0 it is the paper's objective. That one is linear in the distribution of the
+    augmented images, so its optimum is a single warp for all draws; on MNIST it destroyed the labels.
+    """
+
+    steps: int = 200
+    batch_size: int = 128
+    lr: float = 2e-4  # Adam; 0 leaves E and G as they are, a control
+    label_weight: float = 10.0  # of the hinge on the cross-entropy of the user's model on augmented images
+    label_margin: float = math.log(2)  # nats; below it, half of the probability on the label, the hinge is 0
+    trust_weight: float = 0.3  # of the squared distance to the start under the same masks, in units of its spread
+    clip: float = 1.0  # gradient norm
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        _check_at_least(self, steps=0, batch_size=1, lr=0, label_weight=0, label_margin=0, trust_weight=0, clip=1e-12)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainConfig:
+    """Stage 4: training a classifier on augmented batches."""
+
+    steps: int = 1200
+    batch_size: int = 50
+    lr: float = 0.05  # the peak: it rises for a tenth of the steps, then falls as a cosine to 0
+    momentum: float = 0.9  # Nesterov
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    mix: float = 0.5  # share of each batch that is augmented; all of it was worse on MNIST
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        _check_at_least(self, steps=1, batch_size=1, lr=0, momentum=0, weight_decay=0, label_smoothing=0, mix=0)
+        if self.mix > 1:
+            raise ValueError(f"RetrainConfig.mix must be in [0, 1], got {self.mix}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Settings of :func:`learned_aug.fit`, one part for each stage."""
+
+    spread_pixels: float = 1.0  # start: mean distance of two draws' flows, in 1/32 of the image side
+    spread_color: float = 0.05  # start: mean distance of two draws' colours, in the range [0, 1]
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    influence: InfluenceConfig = field(default_factory=InfluenceConfig)
+    maximize: MaximizeConfig = field(default_factory=MaximizeConfig)
+    batch_size: int = 256  # of passes that only read features
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        _check_at_least(self, spread_pixels=1e-6, spread_color=1e-6, batch_size=2)
+        for name, kind in (("pretrain", PretrainConfig), ("influence", InfluenceConfig), ("maximize", MaximizeConfig)):
+            if not isinstance(part := getattr(self, name), kind):
+                raise TypeError(f"FitConfig.{name} must be of type {kind.__name__}, got {type(part).__name__}")

@@ -1,0 +1,85 @@
+"""Stage 4: train a classifier on augmented batches. Used by the demo, the examples and the benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from learned_aug.fit.config import RetrainConfig
+from learned_aug.fit.data import Batches, Data
+from learned_aug.fit.events import Event, OnEvent
+
+__all__ = ["evaluate", "retrain"]
+
+
+def retrain(
+    model: nn.Module,
+    train: Data,
+    config: RetrainConfig | None = None,
+    *,
+    augment: Callable[[Tensor], Tensor] | None = None,
+    baseline: Callable[[Tensor], Tensor] | None = None,
+    generator: torch.Generator | None = None,
+    on_event: OnEvent | None = None,
+) -> None:
+    """Train `model`, in place, by SGD with Nesterov momentum; the learning rate rises for a tenth and falls to 0.
+
+    Args:
+        model: a fresh classifier; trained on its own device.
+        train: (image, label) pairs, as :func:`learned_aug.fit` takes them.
+        config: settings; `mix` is the share of each batch that `augment` replaces.
+        augment: on batches (B, C, H, W), such as an Augmenter; None trains on the baseline alone.
+        baseline: on single images (C, H, W), before `augment`.
+        generator: of the order of a Dataset's samples.
+        on_event: gets "retrain" events: loss (nats).
+    """
+    config = config if config is not None else RetrainConfig()
+    device = next(model.parameters()).device
+    data = Batches(
+        train,
+        "train",
+        batch_size=config.batch_size,
+        device=device,
+        baseline=baseline,
+        shuffle=True,
+        generator=generator,
+    )
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.momentum > 0,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.lr, total_steps=config.steps + 1, pct_start=0.1, cycle_momentum=False
+    )
+    batches = data.forever()
+    model.train()
+    for step in range(config.steps):
+        images, labels = next(batches)
+        if augment is not None and (n := round(config.mix * len(images))):
+            images = torch.cat([augment(images[:n]), images[n:]])
+        loss = F.cross_entropy(model(images), labels, label_smoothing=config.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if on_event is not None:
+            on_event(Event("retrain", step + 1, config.steps, {"loss": float(loss.detach())}))
+    model.eval()
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: Data, batch_size: int = 500) -> tuple[float, float]:
+    """Error (share) and mean cross-entropy (nats) of `model`, as its mode stands, on (image, label) pairs."""
+    wrong, loss, count = 0, 0.0, 0
+    for images, labels in Batches(data, "data", batch_size=batch_size, device=next(model.parameters()).device):
+        logits = model(images)
+        wrong += int((logits.argmax(1) != labels).sum())
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        count += len(labels)
+    return wrong / count, loss / count
