@@ -233,7 +233,8 @@ class HeadTap:
         if (gap := _gap(half.float(), features[: len(half)].float())) > 0.02:
             raise ValueError(
                 f"two passes over the same images gave features that differ by {gap:.1%} of their size: active "
-                "dropout or other randomness, or normalisation over the batch; features must depend on their own image alone"
+                "dropout or other randomness, or normalisation over the batch; features must depend on their image "
+                "alone"
             )
 
 
@@ -315,8 +316,11 @@ def check_finite(batch: HeadBatch, start: int = 0) -> None:
 
 
 def residuals(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """p - y, (B, K): softmax of the logits less the one-hot labels, smoothed as torch's cross-entropy does."""
-    p = logits.softmax(1)
+    """p - y, (B, K): softmax of the logits less the one-hot labels, smoothed as torch's cross-entropy does.
+
+    At least float32, so that half-precision logits do not lose the small residuals of well-fitted samples.
+    """
+    p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
     smooth = label_smoothing / logits.shape[1]
     target = torch.full_like(p, smooth).scatter_(1, labels[:, None], 1 - label_smoothing + smooth)
     return p - target
@@ -385,6 +389,8 @@ class HeadProblem:
             raise ValueError(f"features must be (N, D) with N >= 1, got {tuple(self.features.shape)}")
         if self.weight.ndim != 2 or self.weight.shape[1] != self.features.shape[1]:
             raise ValueError(f"weight must be (K, {self.features.shape[1]}), got {tuple(self.weight.shape)}")
+        if self.weight.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"weight must be float32 or float64 to compute in, got {self.weight.dtype}; cast it")
         if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
             raise ValueError(f"bias must be ({len(self.weight)},), got {tuple(self.bias.shape)}")
         check_labels(self.labels, torch.Size([n, len(self.weight)]))
@@ -408,12 +414,16 @@ class HeadProblem:
         label_smoothing: float = 0.0,
         weight_decay: float = 0.0,
     ) -> HeadProblem:
-        """The problem that `head` was trained on, from what `collect` gave; the head's weights are copied."""
+        """The problem that `head` was trained on, from what `collect` gave; the head's weights are copied.
+
+        Computes in the dtype of the head, at least float32.
+        """
+        dtype = torch.promote_types(head.weight.dtype, torch.float32)
         return cls(
             features=batch.features,
             labels=batch.labels,
-            weight=head.weight.detach().clone(),
-            bias=None if head.bias is None else head.bias.detach().clone(),
+            weight=head.weight.detach().clone().to(dtype),
+            bias=None if head.bias is None else head.bias.detach().clone().to(dtype),
             sample_weights=sample_weights,
             label_smoothing=label_smoothing,
             weight_decay=weight_decay,
@@ -438,6 +448,11 @@ class HeadProblem:
         """The same problem computed in `dtype`; features stay as they are stored."""
         return self if self.weight.dtype == dtype else self.with_theta(self.theta.to(dtype))
 
+    @property
+    def batch(self) -> HeadBatch:
+        """The training samples as a batch, with the logits of these weights."""
+        return HeadBatch(self.features, self.logits, self.labels)
+
     def _blocks(self, width: int = 1) -> Iterator[slice]:
         """Row ranges whose features, and `width` rows of logits, take about the block size in the computing dtype."""
         budget = _CPU_BLOCK_BYTES if self.features.device.type == "cpu" else _GPU_BLOCK_BYTES
@@ -445,12 +460,17 @@ class HeadProblem:
         step = max(64, budget // row)
         return (slice(i, i + step) for i in range(0, self.n_train, step))
 
-    def _weigh(self, values: Tensor, rows: slice) -> Tensor:
+    def _weigh(self, values: Tensor, rows: slice | Tensor) -> Tensor:
         """`values` (B, ...) of the samples in `rows`, times their weights."""
         if self.sample_weights is None:
             return values
         w = self.sample_weights[rows].to(values.dtype)
         return values * w.view(-1, *[1] * (values.ndim - 1))
+
+    def _extended(self, rows: slice) -> Tensor:
+        """h~ of the samples in `rows`, (B, D + 1), or (B, D) without bias, in the computing dtype."""
+        h = self.features[rows].to(self.weight.dtype)
+        return h if self.bias is None else F.pad(h, (0, 1), value=1.0)
 
     @cached_property
     def logits(self) -> Tensor:
@@ -481,11 +501,12 @@ class HeadProblem:
             self._add_outer(out, self._weigh(r, rows), rows)
         return out.div_(self.n_train).add_(self.theta, alpha=self.weight_decay)
 
-    def hvp(self, v: Tensor) -> Tensor:
+    def hvp(self, v: Tensor, rows: Tensor | None = None) -> Tensor:
         """H V, weight decay included and damping not.
 
         Args:
             v: (K, D + 1) or (K, D) as `theta`, or a stack (R, ...) of them, which shares the passes over the features.
+            rows: indices of a batch of samples over which to take the mean instead of all N.
 
         Returns:
             of the shape of `v`, in the dtype of `weight`.
@@ -497,21 +518,31 @@ class HeadProblem:
         stack = len(flat) // len(self.weight)
         out = torch.zeros_like(flat)
         bias = None if self.bias is None else flat[:, dim]
-        for rows in self._blocks(stack):
-            u = F.linear(self.features[rows].to(flat.dtype), flat[:, :dim], bias)
+        for block in self._blocks(stack) if rows is None else [rows]:
+            u = F.linear(self.features[block].to(flat.dtype), flat[:, :dim], bias)
             u = u.view(len(u), stack, -1)
-            p = self.probabilities[rows, None]
-            u = self._weigh(p * (u - (p * u).sum(2, keepdim=True)), rows)
-            self._add_outer(out, u.flatten(1), rows)
-        out = out.div_(self.n_train).view(v.shape)
+            p = self.probabilities[block, None]
+            u = self._weigh(p * (u - (p * u).sum(2, keepdim=True)), block)
+            self._add_outer(out, u.flatten(1), block)
+        out = out.div_(self.n_train if rows is None else len(rows)).view(v.shape)
         return out.add_(v.to(out.dtype), alpha=self.weight_decay)
 
-    def _add_outer(self, out: Tensor, r: Tensor, rows: slice) -> None:
+    def _add_outer(self, out: Tensor, r: Tensor, rows: slice | Tensor) -> None:
         """out += sum_i r_i h~_i^T over the samples in `rows`."""
         dim = self.weight.shape[1]
         out[:, :dim].addmm_(r.T, self.features[rows].to(r.dtype))
         if self.bias is not None:
             out[:, dim].add_(r.sum(0))
+
+    def hessian_block(self, j: int, k: int) -> Tensor:
+        """The Hessian's data term between the rows j and k of theta, (D + 1, D + 1) or (D, D)."""
+        size = self.theta.shape[1]
+        out = torch.zeros(size, size, dtype=self.weight.dtype, device=self.weight.device)
+        for rows in self._blocks():
+            p, h = self.probabilities[rows], self._extended(rows)
+            a = p[:, j] * ((1.0 if j == k else 0.0) - p[:, k])
+            out.addmm_((self._weigh(a, rows)[:, None] * h).T, h)
+        return out / self.n_train
 
     @cached_property
     def mean_eigenvalue(self) -> float:
@@ -523,6 +554,31 @@ class HeadProblem:
             h = self.features[rows].to(p.dtype)
             trace += float(self._weigh((p * (1 - p)).sum(1) * (h.square().sum(1) + extra), rows).sum())
         return trace / self.n_train / self.theta.numel()
+
+    def kronecker_inverse(self, damping: float) -> Callable[[Tensor], Tensor]:
+        """An approximate (H + damping)^-1, to precondition with: H by the Kronecker product of its two marginals.
+
+        H = mean_i (A_i (x) h~_i h~_i^T), A_i = diag(p_i) - p_i p_i^T, by mean_i A_i (x) mean_i h~_i h~_i^T with the
+        second mean weighted by tr A_i, so that samples without curvature do not shape it. Two eigenproblems, of sizes K
+        and D+1.
+        """
+        # A preconditioner needs the spectrum's outline only: about four rows per column of theta give it.
+        stride = max(1, self.n_train // (4 * self.theta.shape[1] + 1000))
+        p = self.probabilities[::stride]
+        h = F.pad(self.features[::stride].to(p.dtype), (0, 0 if self.bias is None else 1), value=1.0)
+        w = torch.ones_like(p[:, 0]) if self.sample_weights is None else self.sample_weights[::stride].to(p.dtype)
+        trace = w * (p * (1 - p)).sum(1)
+        classes = (torch.diag((w[:, None] * p).sum(0)) - (w[:, None] * p).T @ p) / len(p)
+        features = (trace[:, None] * h).T @ h / trace.sum().clamp_min(torch.finfo(p.dtype).tiny)
+        lk, qk = torch.linalg.eigh(classes)
+        ld, qd = torch.linalg.eigh(features)
+        spectrum = lk.clamp_min(0)[:, None] * ld.clamp_min(0) + (self.weight_decay + damping)
+
+        def inverse(r: Tensor) -> Tensor:
+            out: Tensor = qk @ ((qk.T @ r @ qd) / spectrum) @ qd.T
+            return out
+
+        return inverse
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -539,26 +595,44 @@ class RefitResult(NamedTuple):
     converged: bool
 
 
+def norms(v: Tensor) -> Tensor:
+    """Norm of a matrix (K, D), a scalar, or of each in a stack (R, K, D), (R,)."""
+    return v.square().sum((-2, -1)).sqrt()
+
+
 def conjugate_gradients(
     apply: Callable[[Tensor], Tensor],
-    x: Tensor,
-    r: Tensor,
+    rhs: Tensor,
     done: Callable[[Tensor, Tensor], bool],
     max_steps: int,
+    precondition: Callable[[Tensor], Tensor] = lambda r: r,
 ) -> tuple[Tensor, Tensor, int]:
-    """Conjugate gradients on `apply(x) = b`, from x with residual r = b - apply(x), until `done(x, r)`."""
-    d = r
-    rho = r.square().sum()
-    steps = 0
-    while steps < max_steps and not done(x, r):
+    """Preconditioned conjugate gradients on `apply(x) = rhs` from x = 0, for a matrix or a stack of them.
+
+    Stops when `done(x, r)` for the recurrence's residual r, after `max_steps`, or when rounding leaves no direction of
+    positive curvature: what was reached is for the caller to judge.
+
+    Returns:
+        x, r and the number of steps, that is of calls to `apply`.
+    """
+    x, r = torch.zeros_like(rhs), rhs
+    z = precondition(r)
+    d = z
+    rho = (r * z).sum((-2, -1), keepdim=True)
+    for step in range(max_steps):
+        if done(x, r):
+            return x, r, step
         q = apply(d)
-        alpha = rho / (d * q).sum()
+        curvature = (d * q).sum((-2, -1), keepdim=True)
+        alpha = torch.where((curvature > 0) & (rho > 0), rho / curvature, 0.0)  # 0 for members solved exactly
+        if not bool(alpha.any()):
+            return x, r, step + 1
         x = x + alpha * d
         r = r - alpha * q
-        rho, last = r.square().sum(), rho
-        d = r + (rho / last) * d
-        steps += 1
-    return x, r, steps
+        z = precondition(r)
+        rho, last = (r * z).sum((-2, -1), keepdim=True), rho
+        d = z + torch.where(last > 0, rho / last, 0.0) * d
+    return x, r, max_steps
 
 
 def refit(problem: HeadProblem, tolerance: float = 1e-9, max_steps: int = 100) -> RefitResult:
@@ -569,27 +643,51 @@ def refit(problem: HeadProblem, tolerance: float = 1e-9, max_steps: int = 100) -
         tolerance: on |grad L|, relative to the root mean square of |h~|.
         max_steps: Newton steps. Without weight decay, separable features have no minimiser: the weights then grow until
             the gradient is below the tolerance.
+
+    Returns:
+        the problem at its optimum, in float64. `converged` is False if `max_steps` were not enough, or if rounding
+        leaves no descent: check it.
     """
     now = problem.to(torch.float64)
     scale = float(now.features.double().square().sum(1).mean().add(0 if now.bias is None else 1).sqrt())
-    g = now.gradient()
-    norm = float(g.norm())
-    start = norm
-    for step in range(max_steps):
-        if norm <= tolerance * scale:
-            return RefitResult(now, norm, step, True)
-        forcing = min(0.1, (norm / start) ** 0.5) * norm
-        stop = forcing
-        d, _, _ = conjugate_gradients(now.hvp, torch.zeros_like(g), -g, lambda _, r, s=stop: float(r.norm()) <= s, 500)
-        slope, loss = float((g * d).sum()), float(now.loss())
-        t = 1.0
-        # Near the optimum the loss no longer resolves the decrease: allow for its rounding.
-        while t > 1e-8:
-            new = now.with_theta(now.theta + t * d)
-            if float(new.loss()) <= loss + 1e-4 * t * slope + 1e-14 * abs(loss):
-                break
-            t /= 2
-        now = new
-        g = now.gradient()
-        norm = float(g.norm())
-    return RefitResult(now, norm, max_steps, norm <= tolerance * scale)
+    gradient = now.gradient()
+    first = norm = float(gradient.norm())
+    steps = 0
+    while norm > tolerance * scale and steps < max_steps:
+        # Without weight decay H is singular; this ridge, far below the gradient's own scale, keeps the step finite.
+        ridge = 0.0 if now.weight_decay else 1e-6 * now.mean_eigenvalue + 1e-300
+        target = min(0.1, (norm / first) ** 0.5) * norm
+        step = _newton_step(now, gradient, ridge, target)
+        found = _line_search(now, gradient, step)
+        if found is None:
+            break
+        now = found
+        gradient = now.gradient()
+        norm = float(gradient.norm())
+        steps += 1
+    return RefitResult(now, norm, steps, norm <= tolerance * scale)
+
+
+def _newton_step(problem: HeadProblem, gradient: Tensor, ridge: float, target: float) -> Tensor:
+    """-(H + ridge)^-1 gradient, to a residual norm of `target`."""
+
+    def apply(v: Tensor) -> Tensor:
+        return problem.hvp(v).add_(v, alpha=ridge)
+
+    def done(_: Tensor, r: Tensor) -> bool:
+        return float(r.norm()) <= target
+
+    return conjugate_gradients(apply, -gradient, done, 500, problem.kronecker_inverse(ridge))[0]
+
+
+def _line_search(problem: HeadProblem, gradient: Tensor, step: Tensor) -> HeadProblem | None:
+    """The problem at the first of theta + step / 2^n that lowers the loss enough (Armijo); None if there is none."""
+    slope, loss = float((gradient * step).sum()), float(problem.loss())
+    # Near the optimum the loss no longer resolves the decrease: allow for its rounding.
+    slack = 1e-14 * abs(loss)
+    for halvings in range(40):
+        t = 0.5**halvings
+        new = problem.with_theta(problem.theta + t * step)
+        if float(new.loss()) <= loss + 1e-4 * t * slope + slack:
+            return new
+    return None

@@ -1,39 +1,87 @@
 """Influence of training samples on the validation loss, through the head.
 
-Sign: `influence_up` is the derivative of the validation loss by the weight of a training sample, so that negative is
-good. Reduction: the training loss is a mean over N samples, so that adding one sample, or replacing one, moves the
-validation loss by I / N.
+Sign: an influence is the derivative of the validation loss by the weight of a training sample, so that negative is
+good. Reduction: the training loss is a mean over N samples, so that adding a sample (or replacing one) moves the
+validation loss by I / N, and leaving one out by -I / N. A sample of weight w counts w times.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
-from .head import HeadBatch, residuals
+from .head import HeadBatch, HeadProblem, residuals
 
-__all__ = ["influence_aug", "influence_up", "predicted_val_drop"]
+__all__ = [
+    "Stationarity",
+    "check_stationary",
+    "influence_aug",
+    "influence_up",
+    "influence_up_params",
+    "predicted_val_drop",
+]
+
+
+def influence_up_params(
+    inverse: Callable[[Tensor], Tensor], batch: HeadBatch, bias: bool = True, label_smoothing: float = 0.0
+) -> Tensor:
+    """Influence of up-weighting each sample on the head, Eq. 9: -(H + damping)^-1 (p - y) h~^T.
+
+    Args:
+        inverse: (H + damping)^-1 of a stack (B, K, D + 1), such as `lambda g: solve(problem, g, damping).value`.
+        batch: features (B, D), logits (B, K), labels (B,) of the training samples.
+        bias: whether the head has one.
+        label_smoothing: of the training loss.
+
+    Returns:
+        (B, K, D + 1), bias in the last column, or (B, K, D) without; theta per unit of sample weight. The result itself
+        is this large: for losses use `influence_up`, whose memory is (B, K).
+    """
+    r = residuals(batch.logits, batch.labels, label_smoothing)
+    h = batch.features.to(r.dtype)
+    if bias:
+        h = torch.cat([h, torch.ones_like(h[:, :1])], 1)
+    return -inverse(r[:, :, None] * h[:, None, :])
 
 
 def influence_up(ihvp: Tensor, batch: HeadBatch, label_smoothing: float = 0.0) -> Tensor:
-    """Influence of up-weighting each sample on the validation loss, Eq. 14: -<S, (p - y) h~^T>.
+    """Influence of up-weighting each sample on the validation loss, Eqs. 13 and 14: -<S, (p - y) h~^T>.
+
+    For the validation set, S is s_val = (H + damping)^-1 val_grad. For single validation samples, pass the stack of
+    theirs; or, H being symmetric, pass S = (H + damping)^-1 of one *training* sample's gradient and the validation set
+    as `batch`: that gives the influence of this sample on each validation sample for one solve.
 
     Args:
-        ihvp: s_val = (H + damping)^-1 val_grad, (K, D + 1), bias in the last column, or (K, D) without; a constant.
+        ihvp: S, (K, D + 1), bias in the last column, or (K, D) without, or a stack (R, ...) of such; a constant.
         batch: features (B, D), logits (B, K), labels (B,) of the training samples.
         label_smoothing: of the training loss.
 
     Returns:
-        (B,), nats per unit of sample weight; differentiable through `batch`.
+        (B,), or (R, B) for a stack; nats per unit of sample weight; differentiable through `batch`. Memory O(B K).
+
+    Raises:
+        ValueError: if K or D differ between `ihvp` and `batch`.
     """
-    s = ihvp.detach().to(batch.features.dtype)
     classes, dim = batch.logits.shape[1], batch.features.shape[1]
-    if s.ndim != 2 or s.shape[0] != classes or s.shape[1] not in (dim, dim + 1):
-        raise ValueError(f"ihvp must be ({classes}, {dim + 1}) or ({classes}, {dim}), got {tuple(ihvp.shape)}")
-    # <S, r h~^T> = <S h~, r>: (B, K) instead of (B, K, D).
-    u = batch.features @ s[:, :dim].T
-    if s.shape[1] == dim + 1:
-        u = u + s[:, dim]
-    return -(u * residuals(batch.logits, batch.labels, label_smoothing)).sum(1)
+    if ihvp.ndim not in (2, 3) or ihvp.shape[-2] != classes or ihvp.shape[-1] not in (dim, dim + 1):
+        raise ValueError(
+            f"ihvp must be ({classes}, {dim + 1}), or ({classes}, {dim}) without bias, or a stack of such for features "
+            f"{tuple(batch.features.shape)} and logits {tuple(batch.logits.shape)}, got {tuple(ihvp.shape)}"
+        )
+    r = residuals(batch.logits, batch.labels, label_smoothing)
+    h = batch.features.to(r.dtype)
+
+    def single(s: Tensor) -> Tensor:
+        # <S, r h~^T> = <S h~, r>: (B, K) where the gradients would be (B, K, D + 1).
+        u = h @ s[:, :dim].T
+        return -((u if s.shape[1] == dim else u + s[:, dim]) * r).sum(1)
+
+    s = ihvp.detach().to(r.dtype)
+    return single(s) if s.ndim == 2 else torch.stack([single(one) for one in s])
 
 
 def influence_aug(ihvp: Tensor, aug: HeadBatch, orig: HeadBatch, label_smoothing: float = 0.0) -> Tensor:
@@ -42,27 +90,81 @@ def influence_aug(ihvp: Tensor, aug: HeadBatch, orig: HeadBatch, label_smoothing
     Negative is good: the predicted fall of the validation loss is -I / n_train (Eq. 15).
 
     Args:
-        ihvp: s_val, (K, D + 1), bias in the last column, or (K, D) without; treated as constant.
+        ihvp: s_val, (K, D + 1), bias in the last column, or (K, D) without, or a stack of such; treated as constant.
         aug: features (B, D), logits (B, K), labels (B,) of the augmented images.
         orig: the same for the originals, in the same order.
         label_smoothing: of the training loss.
 
     Returns:
-        (B,), nats per unit of sample weight; differentiable through `aug`.
+        (B,), or (R, B) for a stack; nats per unit of sample weight; differentiable through `aug`.
 
     Raises:
-        ValueError: if K or D differ between `ihvp` and the batches.
+        ValueError: if K or D differ between `ihvp` and the batches, or B between the batches.
     """
     if aug.logits.shape != orig.logits.shape:
         raise ValueError(
-            f"aug and orig must hold the same samples, got logits {tuple(aug.logits.shape)} "
-            f"and {tuple(orig.logits.shape)}"
+            f"aug and orig must hold the same samples in the same order, got logits {tuple(aug.logits.shape)} and "
+            f"{tuple(orig.logits.shape)}; repeat orig for several copies per sample"
         )
     return influence_up(ihvp, aug, label_smoothing) - influence_up(ihvp, orig, label_smoothing)
 
 
 def predicted_val_drop(influence: Tensor, n_train: int) -> Tensor:
-    """Predicted fall of the validation loss, Eq. 15: -I / N, nats; positive is good."""
+    """Predicted fall of the validation loss, Eq. 15: -I / N.
+
+    Args:
+        influence: of up-weighting or replacing, nats per unit of sample weight.
+        n_train: N, samples in the training set over which H is a mean.
+
+    Returns:
+        of the shape of `influence`, nats; positive is good.
+    """
     if n_train < 1:
         raise ValueError(f"n_train must be >= 1, got {n_train}")
     return -influence / n_train
+
+
+class Stationarity(NamedTuple):
+    """How far a head is from the optimum that influences assume."""
+
+    gradient_norm: float  # |grad L|, nats per unit of theta
+    relative: float  # the same over the root mean square of |grad L_i|: 0 at the optimum, 1 if all samples pull alike
+    refit_drop: float  # predicted fall of the validation loss if the head alone were refitted, <S, grad L>, nats
+    typical_drop: float  # root mean square of the predicted change if one training sample is left out, nats
+
+
+def check_stationary(problem: HeadProblem, ihvp: Tensor, limit: float = 0.05) -> Stationarity:
+    """Measure how far the head is from stationary, and warn beyond `limit`.
+
+    Influences are changes of the *refitted* head. A head that is not stationary would move without any change of its
+    data, so that its predictions are off by that move's curvature, and their sum over the training set is not zero.
+
+    Args:
+        problem: the head as the influences use it.
+        ihvp: s_val, (K, D + 1) or (K, D).
+        limit: on `relative`.
+
+    Warns:
+        UserWarning: with the gradient norm and the predicted effect of refitting on the validation loss.
+    """
+    gradient = problem.gradient()
+    r = residuals(problem.logits, problem.labels, problem.label_smoothing)
+    square = problem.features.to(r.dtype).square().sum(1) + (0.0 if problem.bias is None else 1.0)
+    norm = float(gradient.norm())
+    each = float((r.square().sum(1) * square).mean().sqrt())
+    result = Stationarity(
+        gradient_norm=norm,
+        relative=norm / each if each > 0 else 0.0,
+        refit_drop=float((ihvp.to(gradient.dtype) * gradient).sum()),
+        typical_drop=float(influence_up(ihvp, problem.batch, problem.label_smoothing).square().mean().sqrt())
+        / problem.n_train,
+    )
+    if result.relative > limit:
+        warnings.warn(
+            f"the head is far from stationary: |grad L| = {norm:.1e}, {result.relative:.0%} of one sample's gradient. "
+            f"Refitting it alone is predicted to lower the validation loss by {result.refit_drop:.1e}, where leaving "
+            f"out one sample changes it by {result.typical_drop:.1e}: influences assume the refitted head. Use "
+            "refit(problem), or train the head longer on the same images, with its weight decay given",
+            stacklevel=2,
+        )
+    return result
