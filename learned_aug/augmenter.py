@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from os import PathLike
 from typing import NamedTuple, cast
 
@@ -56,6 +57,15 @@ class Draw(NamedTuple):
             out[k : k + chunk] = part.recolor(part.warp(images[k : k + chunk]))
         return out
 
+    @property
+    def batch(self) -> int:
+        """How many images it is for."""
+        return next(len(field) for field in self[1:] if field is not None)
+
+    def repeat(self, repeats: int) -> Draw:
+        """The draw of a batch that holds every image `repeats` times in a row, as frames of a video."""
+        return Draw(self.size, *(f if f is None else f.repeat_interleave(repeats, dim=0) for f in self[1:]))
+
     def flow(self) -> Tensor | None:
         """The dense flow (B, 2, H, W)."""
         return None if self.coarse_flow is None else resize_field(self.coarse_flow, self.size)
@@ -106,6 +116,11 @@ class Augmenter(nn.Module):
         initialise(self, generator)
         self.requires_grad_(False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return cast(Stage, self.stages[0]).generator.scale.device
+
     def draw_masks(
         self, batch: int, *, generator: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Tensor:
@@ -116,12 +131,12 @@ class Augmenter(nn.Module):
             generator: by default torch's global one for `device`.
             device: of the result; by default that of the parameters.
         """
-        device = next(self.parameters()).device if device is None else device
+        device = self.device if device is None else device
         keep = 1 - self.config.tau_dropout
         shape = (batch, len(self.stages), self.config.tau_dim)
         # Drawn where the generator lives, so that a CPU generator gives the same masks on every device.
         source = device if generator is None else generator.device
-        return (torch.rand(shape, generator=generator, device=source) < keep).to(device, torch.float32) / keep
+        return torch.empty(shape, device=source).bernoulli_(keep, generator=generator).div_(keep).to(device)
 
     def forward(
         self,
@@ -199,10 +214,10 @@ class Augmenter(nn.Module):
     def _encode(self, stage: Stage, images: Tensor) -> Tensor:
         """Codes (B, tau_dim) of images of any size, dropout not yet applied."""
         side = self.config.encoder_side
-        codes: Tensor = stage.encoder(_resize(images.to(next(stage.parameters()).dtype), side))
+        codes: Tensor = stage.encoder(_resize(images.to(stage.generator.scale.dtype), side))
         # The codes see every pixel, and are cheap to look through. On a GPU that would stall the stream.
-        if codes.device.type == "cpu" and not torch.compiler.is_compiling() and not codes.isfinite().all():
-            index = int(codes.isfinite().all(1).logical_not().nonzero()[0])
+        if codes.device.type == "cpu" and not torch.compiler.is_compiling() and not math.isfinite(codes.sum()):
+            index = int(codes.isfinite().all(1).logical_not().long().argmax())
             raise ValueError(
                 f"images must be finite and of ordinary size, got NaN, infinity or overflow, first in sample {index}; "
                 "check its source"
@@ -212,16 +227,16 @@ class Augmenter(nn.Module):
     def _extend(self, draw: Draw, fields: Fields, strength: float | Tensor = 1.0) -> Draw:
         """Add what one stage's fields, in pixels of the training size, do to images of the draw's size."""
         side = self.config.size
-        if fields.warp_weight is not None and fields.warp_bias is not None:
-            flow = flow_field(fields.warp_weight, fields.warp_bias, (side, side))
+        if fields.warp is not None:
+            flow = flow_field(fields.warp[:, :4], fields.warp[:, 4:], (side, side))
             if self.config.fields == "pixel" and not self.config.pooled:
                 flow = smooth(flow)
             if draw.size != (side, side):
                 height, width = ((length - 1) / (side - 1) for length in draw.size)
                 flow = flow * flow.new_tensor([width, height])[:, None, None]
             draw = draw._replace(coarse_flow=flow * strength)
-        if fields.color_weight is not None and fields.color_bias is not None:
-            draw = draw._replace(coarse_color=torch.cat([fields.color_weight, fields.color_bias], dim=1) * strength)
+        if fields.color is not None:
+            draw = draw._replace(coarse_color=fields.color * strength)
         return draw
 
     def _check(self, images: Tensor) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
@@ -12,19 +14,36 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from learned_aug.augmenter import Augmenter
+from learned_aug.augmenter import Augmenter, Draw
+from learned_aug.functional import resize_field, warp_boxes, warp_mask, warp_points, warp_rotated_boxes
 from learned_aug.nets import AugmenterConfig
 
 __all__ = ["LearnedAugment"]
 
+IMAGES: tuple[type, ...] = (PIL.Image.Image, tv_tensors.Image, tv_tensors.Video)
+LABELS: tuple[type, ...] = (tv_tensors.Mask, tv_tensors.BoundingBoxes)
+if hasattr(tv_tensors, "KeyPoints"):  # from torchvision 0.23 on
+    LABELS += (tv_tensors.KeyPoints,)
+MODES = {1: "L", 3: "RGB"}
+SLACK = 0.5  # how far outside [0, 1] an image may be, as bicubic resizing leaves it, before it counts as normalised
 
-class LearnedAugment(v2.Transform):
-    """Augment images as an :class:`Augmenter` has learned, each call with a fresh draw.
 
-    Takes PIL images (RGB, L), tensors and tv_tensors images, (..., C, H, W) in uint8 or floating with values in [0, 1],
-    singly, in batches (every sample gets its own draw) and nested in any sample structure, whose labels stay as they
-    are. Results have the type, dtype and range of the input. Put it before ``Normalize``: images are normalised inside
-    as the augmenter was fitted, and come back in [0, 1].
+class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no types
+    """Augment images as an :class:`Augmenter` has learned, each call with a fresh draw, and their labels with them.
+
+    Takes any structure of samples that torchvision's v2 transforms take. In it:
+
+    * PIL images (RGB, L), tv_tensors ``Image``, or the first plain tensor, (..., C, H, W): warped and recoloured, in
+      uint8 or floating with values in [0, 1]. Type, dtype and range stay. Leading dimensions are a batch, of which
+      every sample gets its own draw (torchvision's own transforms draw once for a batch).
+    * ``Video`` (..., T, C, H, W): one draw for all frames, made from the middle one.
+    * ``Mask`` (..., H, W): warped alike, nearest pixel.
+    * ``BoundingBoxes``, all formats: the box around the warped box, clamped as its ``clamping_mode`` says.
+    * ``KeyPoints``: warped alike; those that leave the canvas lie outside, as with torchvision's transforms.
+    * All else, labels above all, passes.
+
+    Several images in a sample (a stereo pair) get the draw of the first. Put it before ``Normalize``: images are
+    normalised inside as the augmenter was fitted, and come back in [0, 1].
 
     Randomness comes from torch's global generator, as in torchvision: DataLoader workers differ, a seed repeats.
 
@@ -32,12 +51,19 @@ class LearnedAugment(v2.Transform):
         augmenter: fitted, or a configuration for a random one.
         p: probability with which a sample is augmented.
         strength: scales the learned fields; 0 gives the input back.
+
+    Raises:
+        TypeError: when called without an image, with an image as an array, or with a label where the image should be.
+        ValueError: when called with images whose channels, mode, range, size or device do not fit.
+        RuntimeError: in a DataLoader worker with the augmenter on a GPU.
     """
 
     def __init__(self, augmenter: Augmenter | AugmenterConfig, *, p: float = 1.0, strength: float = 1.0) -> None:
         super().__init__()
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"p must be in [0, 1], got {p}")
+        if not math.isfinite(strength):
+            raise ValueError(f"strength must be finite, got {strength}")
         self.augmenter = augmenter if isinstance(augmenter, Augmenter) else Augmenter(augmenter)
         self.p, self.strength = p, strength
 
@@ -50,31 +76,213 @@ class LearnedAugment(v2.Transform):
         """
         return cls(Augmenter.from_pretrained(folder), p=p, strength=strength)
 
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """One image; others pass."""
-        if isinstance(inpt, PIL.Image.Image):
-            return tv.to_pil_image(self._augment(tv.pil_to_tensor(inpt)))
-        if isinstance(inpt, tv_tensors.Image):
-            return tv_tensors.wrap(self._augment(inpt.as_subclass(Tensor)), like=inpt)
-        if isinstance(inpt, Tensor) and not isinstance(inpt, tv_tensors.TVTensor):
-            return self._augment(inpt)
-        return inpt
+    def check_inputs(self, flat_inputs: list[Any]) -> None:
+        """Refuse what torchvision would pass by in silence."""
+        for item in flat_inputs:
+            if isinstance(item, np.ndarray) and item.ndim > 1:
+                raise TypeError(
+                    f"got an array of shape {item.shape}, which transforms pass by; make it an image with "
+                    "v2.ToImage() or PIL.Image.fromarray, or a tv_tensors.Mask"
+                )
+        if _image_of(flat_inputs) is None:
+            names = sorted({type(item).__name__ for item in flat_inputs})
+            raise TypeError(f"expected an image (PIL, tv_tensors.Image or Video, or a tensor), got {names}")
 
     @torch.no_grad()
-    def _augment(self, images: Tensor) -> Tensor:
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the fields for the image among the inputs; an empty dictionary if chance or `strength` says so."""
+        image = _image_of(flat_inputs)
+        lead = _lead(image)
+        if len(flat_inputs) > 1:
+            _check_companions(flat_inputs, tuple(tv.get_size(image)), lead)
+        chosen = None if self.p == 1 else torch.rand(math.prod(lead)) < self.p
+        if self.strength == 0 or (chosen is not None and not chosen.any()):
+            return {}
+        values = self._read(image)
+        video = isinstance(image, tv_tensors.Video)
+        seen = values[..., values.shape[-4] // 2, :, :, :] if video else values
+        strength: float | Tensor = self.strength
+        if chosen is not None:
+            chosen = chosen.to(values.device)
+            strength = strength * chosen
+        draw = self.augmenter.draw(self._normalize(seen.reshape(-1, *values.shape[-3:])), strength=strength)
+        return {"drawn": _Drawn(draw, chosen, image, values)}
+
+    @torch.no_grad()
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Apply the draw to one input."""
+        if not params:
+            return inpt
+        drawn: _Drawn = params["drawn"]
+        if isinstance(inpt, PIL.Image.Image):
+            return _to_pil(self._augment(inpt, torch.uint8, drawn))
+        if type(inpt) is Tensor:
+            return self._augment(inpt, inpt.dtype, drawn)
+        if isinstance(inpt, (tv_tensors.Image, tv_tensors.Video)):
+            return tv_tensors.wrap(self._augment(inpt, inpt.dtype, drawn), like=inpt)
+        if not isinstance(inpt, LABELS) or drawn.draw.coarse_flow is None:
+            return inpt
+        plain = cast(Tensor, inpt).as_subclass(Tensor)
+        flow = drawn.draw.coarse_flow.to(plain.device)
+        if isinstance(inpt, tv_tensors.Mask):
+            masks = plain.reshape(len(flow), *plain.shape[max(0, plain.ndim - 2 if len(flow) == 1 else 1) :])
+            return tv_tensors.wrap(warp_mask(masks, flow).view(plain.shape), like=inpt)
+        flow = resize_field(flow, drawn.draw.size)
+        if isinstance(inpt, tv_tensors.BoundingBoxes):
+            return _warp_boxes(inpt, flow)
+        points, _ = warp_points(plain.reshape(1, -1, 2), flow)
+        return tv_tensors.wrap(_cast(points, plain.dtype).view(plain.shape), like=inpt)
+
+    def _read(self, image: Any) -> Tensor:
+        """Values (..., C, H, W) in [0, 1], float32 at least, of an image that fits the augmenter."""
+        channels, device = self.augmenter.config.channels, self.augmenter.device
+        if device.type == "cuda" and torch.utils.data.get_worker_info() is not None:
+            raise RuntimeError(
+                "the augmenter is on a GPU, which DataLoader workers should not use; keep LearnedAugment on the CPU "
+                "here, or apply the Augmenter to whole batches in the main process"
+            )
+        if isinstance(image, PIL.Image.Image):
+            if image.mode != (mode := MODES.get(channels)):
+                remedy = f"use image.convert({mode!r})" if mode else "give tensors"
+                raise ValueError(f"the augmenter takes {channels} channels, got a PIL image {image.mode}; {remedy}")
+            array = np.array(image)  # a copy: PIL's own memory is read-only
+            values = torch.from_numpy(array.reshape(*array.shape[:2], channels)).permute(2, 0, 1)
+        else:
+            values = image.as_subclass(Tensor)
+            if values.shape[-3] != channels:
+                raise ValueError(
+                    f"the augmenter takes images (..., {channels}, H, W), got {tuple(values.shape)}; convert them, as "
+                    "with v2.Grayscale or v2.RGB, or fit an augmenter for them"
+                )
+        if values.device != device:
+            raise ValueError(f"the image is on {values.device}, the augmenter on {device}; move one of them with .to()")
+        if values.dtype == torch.uint8:
+            return values.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        if not values.is_floating_point():
+            raise TypeError(f"images must be uint8 or floating, got {values.dtype}; use v2.ToDtype(..., scale=True)")
+        if values.device.type == "cpu" and values.numel():
+            low, high = values.aminmax()
+            if not (low >= -SLACK and high <= 1 + SLACK):
+                raise ValueError(
+                    f"floating images must be in [0, 1], got {float(low):.3g} to {float(high):.3g}; put LearnedAugment "
+                    "before Normalize, or apply the Augmenter to normalised batches"
+                )
+        return values.to(torch.promote_types(values.dtype, torch.float32))
+
+    def _augment(self, image: Any, dtype: torch.dtype, drawn: _Drawn) -> Tensor:
+        values = drawn.values if image is drawn.image else self._read(image)
+        batch = values.reshape(-1, *values.shape[-3:])
+        draw, chosen = drawn.draw, drawn.chosen
+        if len(batch) != draw.batch:  # frames of videos
+            repeats = len(batch) // draw.batch
+            draw = draw.repeat(repeats)
+            chosen = None if chosen is None else chosen.repeat_interleave(repeats)
+        out = draw.apply(self._normalize(batch))
         config = self.augmenter.config
-        batch = images.reshape(-1, *images.shape[-3:])
-        x = tv.to_dtype(batch, torch.float32, scale=True)
-        mean, std = (x.new_tensor(values)[:, None, None] for values in (config.mean, config.std))
-        x = self.augmenter((x - mean) / std, strength=self.strength) * std + mean
-        x = x.clamp(0, 1)
-        if not images.is_floating_point():
-            x = (x * 255).round()
-        return x.to(images.dtype).reshape(images.shape)
+        if config.normalizes:
+            out = out * _column(config.std, out) + _column(config.mean, out)
+        if draw.coarse_color is not None:
+            out = out.clamp_(0, 1)
+        if chosen is not None:
+            out = torch.where(chosen[:, None, None, None], out, batch)
+        if dtype == torch.uint8:
+            out = out.mul_(255).round_()
+        return out.to(dtype).view(values.shape)
+
+    def _normalize(self, batch: Tensor) -> Tensor:
+        config = self.augmenter.config
+        return (batch - _column(config.mean, batch)) / _column(config.std, batch) if config.normalizes else batch
 
     def extra_repr(self) -> str:
         """One line; the networks are not shown."""
-        return f"p={self.p}, strength={self.strength}"
+        config = self.augmenter.config
+        return f"p={self.p}, strength={self.strength}, channels={config.channels}, size={config.size}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
+
+
+class _Drawn(NamedTuple):
+    """One call's randomness, and the image that it was drawn for."""
+
+    draw: Draw
+    chosen: Tensor | None
+    """Which samples of the batch are augmented, bool; None for all."""
+    image: Any
+    values: Tensor
+    """Those of `image`, read but once."""
+
+
+def _image_of(flat_inputs: list[Any]) -> Any:
+    """The image that the fields are drawn for, chosen as torchvision chooses what to transform; None without one."""
+    tensor = None
+    for item in flat_inputs:
+        if isinstance(item, IMAGES):
+            return item
+        if tensor is None and type(item) is Tensor:
+            tensor = item
+    return tensor
+
+
+def _lead(image: Any) -> tuple[int, ...]:
+    """Leading dimensions of a batch: one draw for each entry; () for a single image or video."""
+    if isinstance(image, PIL.Image.Image):
+        return ()
+    needed = 4 if isinstance(image, tv_tensors.Video) else 3
+    if image.ndim < needed:
+        raise TypeError(
+            f"images must have at least {needed} dimensions, got {tuple(image.shape)}; if this tensor is a label, put "
+            "the image first or wrap it with v2.ToImage()"
+        )
+    return tuple(image.shape[:-needed])
+
+
+def _check_companions(flat_inputs: list[Any], size: tuple[int, ...], lead: tuple[int, ...]) -> None:
+    """What is transformed together must have one size and one batch."""
+    for item in flat_inputs:
+        if not isinstance(item, (*IMAGES, *LABELS)):
+            continue
+        name = type(item).__name__
+        if (other := tuple(tv.get_size(item))) != size:
+            raise ValueError(
+                f"a sample must have one size, got {size} and {other} ({name}); resize it as a whole before"
+            )
+        if isinstance(item, IMAGES):
+            fits = _lead(item) == lead
+        elif isinstance(item, tv_tensors.Mask):
+            fits = tuple(item.shape[: len(lead)]) == lead
+        else:
+            fits = lead == ()
+        if not fits:
+            raise ValueError(
+                f"{name} {tuple(getattr(item, 'shape', ()))} does not go with a batch {lead} of images, "
+                "which are drawn one by one; transform samples before they are collated"
+            )
+
+
+def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return like.new_tensor(values)[:, None, None]
+
+
+def _to_pil(image: Tensor) -> PIL.Image.Image:
+    array = image.permute(1, 2, 0).contiguous().numpy()
+    return PIL.Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return values.to(dtype) if dtype.is_floating_point else values.round().to(dtype)
+
+
+def _warp_boxes(boxes: tv_tensors.BoundingBoxes, flow: Tensor) -> tv_tensors.BoundingBoxes:
+    plain = boxes.as_subclass(Tensor)
+    values = plain.to(torch.promote_types(plain.dtype, torch.float32))
+    upright = boxes.format.value in ("XYXY", "XYWH", "CXCYWH")
+    corners = tv_tensors.BoundingBoxFormat["XYXY" if upright else "XYXYXYXY"]
+    values = tv.convert_bounding_box_format(values, old_format=boxes.format, new_format=corners)
+    if upright:
+        values = warp_boxes(values[None], flow)[0][0]
+    else:
+        values = warp_rotated_boxes(values.reshape(1, -1, 4, 2), flow)[0][0].flatten(-2)
+    values = tv.convert_bounding_box_format(values, old_format=corners, new_format=boxes.format)
+    clamped = tv.clamp_bounding_boxes(tv_tensors.wrap(values, like=boxes)).as_subclass(Tensor)
+    return tv_tensors.wrap(_cast(clamped, plain.dtype), like=boxes)
