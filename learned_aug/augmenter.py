@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learned_aug import weights
-from learned_aug.functional import flow_field, recolor, resize_field, smooth, warp
+from learned_aug.functional import flow_field, recolor, recolor_into, resize_field, smooth, warp
 from learned_aug.nets import AugmenterConfig, Encoder, Fields, Generator, bias_of, initialise
 
 __all__ = ["Augmented", "Augmenter", "Draw"]
@@ -49,13 +49,19 @@ class Draw(NamedTuple):
         tensors = [t for t in (images, self.coarse_flow, self.coarse_color) if t is not None]
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         chunk = max(torch.get_num_threads(), CHUNK // max(1, self.size[0] * self.size[1]))
-        if len(images) <= chunk or images.device.type != "cpu" or differentiable or torch.compiler.is_compiling():
+        if images.shape[0] <= chunk or images.device.type != "cpu" or differentiable or torch.compiler.is_compiling():
             return self.recolor(self.warp(images)).to(images.dtype)
-        out = torch.empty_like(images)
+        # Memory is taken once: on a CPU fresh pages, one fault each, cost more than the arithmetic on them.
+        out = torch.empty(images.shape, dtype=torch.promote_types(images.dtype, torch.float32))
+        scratch = out.new_empty(chunk, 3, *self.size)
         for k in range(0, len(images), chunk):
             part = Draw(self.size, *(t if t is None else t[k : k + chunk] for t in self[1:]))
-            out[k : k + chunk] = part.recolor(part.warp(images[k : k + chunk]))
-        return out
+            warped = part.warp(images[k : k + chunk])
+            if part.coarse_color is None:
+                out[k : k + chunk] = warped
+            else:
+                recolor_into(out[k : k + chunk], warped, part.coarse_color, scratch[: len(warped)])
+        return out.to(images.dtype)
 
     @property
     def batch(self) -> int:
@@ -191,7 +197,7 @@ class Augmenter(nn.Module):
         """The fields that :meth:`forward` applies, with the same arguments and errors."""
         self._check(images)
         if masks is None:
-            masks = self.draw_masks(len(images), generator=generator, device=images.device)
+            masks = self.draw_masks(images.shape[0], generator=generator, device=images.device)
         elif masks.shape != (expected := (len(images), len(self.stages), self.config.tau_dim)):
             raise ValueError(
                 f"masks must be (B, stages, tau_dim) = {expected}, got {tuple(masks.shape)}; use draw_masks"

@@ -21,6 +21,7 @@ from torch import Tensor
 __all__ = [
     "flow_field",
     "recolor",
+    "recolor_into",
     "resize_field",
     "sampling_grid",
     "smooth",
@@ -95,7 +96,7 @@ def flow_field(warp_weight: Tensor, warp_bias: Tensor, size: tuple[int, int] | N
     h, w = warp_bias.shape[-2:]
     dtype = torch.promote_types(warp_bias.dtype, torch.float32)
     i, j = _positions(h, w, *(size or (h, w)), dtype, warp_bias.device)
-    of_i, of_j = warp_weight.to(dtype).reshape(len(warp_weight), 2, 2, h, w).unbind(2)
+    of_i, of_j = warp_weight.to(dtype).reshape(warp_weight.shape[0], 2, 2, h, w).unbind(2)
     return torch.addcmul(torch.addcmul(warp_bias.to(dtype), of_i, i), of_j, j).flip(1)
 
 
@@ -201,6 +202,25 @@ def recolor(images: Tensor, color_weight: Tensor, color_bias: Tensor) -> Tensor:
     for k in range(3):  # three fused multiply-adds instead of a (B, 3, 3, H, W) product
         out = torch.addcmul(out, color_weight[:, k::3], images[:, k : k + 1])
     return out.to(images.dtype)
+
+
+def recolor_into(out: Tensor, images: Tensor, color: Tensor, scratch: Tensor) -> None:
+    """:func:`recolor` with coarse fields, in given memory and without autograd: three channels of the filter at a time.
+
+    Args:
+        out: (B, 3, H, W), written.
+        images: (B, 3, H, W), of the same dtype, like all here.
+        color: (B, 12, h, w), c_w and c_b.
+        scratch: (B, 3, H, W), overwritten.
+    """
+    (h, w), (height, width) = color.shape[-2:], images.shape[-2:]
+    rows = _interpolation(h, height, images.dtype, images.device).T
+    coarse = color.to(images.dtype) @ _interpolation(w, width, images.dtype, images.device)
+    torch.matmul(rows, coarse[:, 9:], out=scratch)
+    torch.add(images, scratch, out=out)
+    for k in range(3):
+        torch.matmul(rows, coarse[:, k:9:3], out=scratch)
+        out.addcmul_(scratch, images[:, k : k + 1])
 
 
 def warp_mask(masks: Tensor, flow: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from typing import Any, Literal, NamedTuple, cast, get_args
@@ -108,7 +109,7 @@ class AugmenterConfig:
         side = self.encoder_side
         return PAPER_LAYERS.get(side, max(2, math.ceil(math.log2(side))))
 
-    @property
+    @functools.cached_property
     def normalizes(self) -> bool:
         """Whether `mean` and `std` do anything."""
         return any(m != 0 for m in self.mean) or any(s != 1 for s in self.std)
@@ -235,7 +236,7 @@ class Generator(nn.Module):
         """Codes (B, tau_dim) to unbounded, uncentred fields (B, C, side, side)."""
         # On one pixel, or with one tap, a transposed convolution is a matrix product, which is faster.
         first, *rest = cast(list[nn.ConvTranspose2d], list(self.deconvs))
-        x = F.linear(codes, first.weight.flatten(1).T).view(len(codes), *first.weight.shape[1:])
+        x = F.linear(codes, first.weight.flatten(1).T).view(codes.shape[0], *first.weight.shape[1:])
         x = x + bias_of(first)[:, None, None]
         for deconv in rest:
             x = F.leaky_relu(x, SLOPE, inplace=True)
