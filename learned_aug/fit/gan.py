@@ -48,7 +48,7 @@ class ImageDiscriminator(nn.Sequential):
         sides = [channels, width, 2 * width, 4 * width]
         layers: list[nn.Module] = [nn.AvgPool2d(2, ceil_mode=True)]
         for a, b in pairwise(sides):
-            layers += [nn.Conv2d(a, b, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+            layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.LeakyReLU(0.2)]
         super().__init__(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * sides[-1], 1))
 
 

@@ -1,0 +1,50 @@
+"""Shared real data and a small trained classifier."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Subset
+from torchvision.transforms import v2
+
+from learned_aug.demo import all_conv, digits
+from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig, RetrainConfig, retrain
+
+
+@pytest.fixture(scope="session")
+def data():
+    """The packaged digits: "train", "val" and "test"."""
+    return digits()
+
+
+@pytest.fixture(scope="session")
+def crop():
+    return v2.RandomCrop(28, padding=2)
+
+
+@pytest.fixture(scope="session")
+def trained(data, crop):
+    """A small classifier, trained for some seconds."""
+    torch.manual_seed(0)
+    model = all_conv(width=4)
+    retrain(model, data["train"], RetrainConfig(steps=150), baseline=crop, generator=torch.Generator().manual_seed(0))
+    return model
+
+
+@pytest.fixture
+def model(trained) -> nn.Sequential:
+    """A copy that a test may spoil."""
+    return copy.deepcopy(trained)
+
+
+@pytest.fixture
+def few(data):
+    """200 training and 1,000 hyper-validation digits."""
+    return Subset(data["train"], range(200)), Subset(data["val"], range(1000))
+
+
+@pytest.fixture
+def tiny():
+    """Settings for a fit of about a second."""
+    return FitConfig(pretrain=PretrainConfig(steps=3, batch_size=16), maximize=MaximizeConfig(steps=3, batch_size=32))

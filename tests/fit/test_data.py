@@ -1,0 +1,119 @@
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torchvision.transforms import v2
+
+from learned_aug.fit.data import Batches, is_random
+
+CPU = torch.device("cpu")
+
+
+class Listed(Dataset):
+    """A data set of given items."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield torch.zeros(1, 4, 4), 0
+
+
+def batches(data, **options):
+    return Batches(data, "train", **{"batch_size": 4, "device": CPU, **options})
+
+
+def test_dataset_and_loader_give_the_same_batches():
+    data = TensorDataset(torch.rand(6, 1, 4, 4), torch.arange(6))
+    own, theirs = list(batches(data)), list(batches(DataLoader(data, 4)))
+    assert [len(labels) for _, labels in own] == [4, 2]
+    assert all(torch.equal(a, b) for pair in zip(own, theirs, strict=True) for a, b in zip(*pair, strict=True))
+
+
+def test_order_repeats_with_the_generator_and_differs_between_passes():
+    data = TensorDataset(torch.rand(32, 1, 2, 2), torch.arange(32))
+    orders = []
+    for _ in range(2):
+        source = batches(data, batch_size=32, shuffle=True, generator=torch.Generator().manual_seed(0)).forever()
+        orders.append([next(source)[1].tolist() for _ in range(2)])
+    assert orders[0] == orders[1]
+    assert orders[0][0] != orders[0][1]
+    assert sorted(orders[0][0]) == list(range(32))
+
+
+def test_baseline_is_drawn_for_each_image_alone():
+    data = TensorDataset(torch.rand(1, 1, 9, 9).repeat(8, 1, 1, 1), torch.zeros(8, dtype=torch.long))
+    ((images, _),) = batches(data, batch_size=8, baseline=v2.RandomCrop(9, padding=4))
+    assert len({bytes(i.numpy()) for i in images}) > 3
+
+
+def test_iterable_data_is_read_through_a_loader():
+    ((images, labels),) = batches(DataLoader(Stream(), 4))
+    assert images.shape == (1, 1, 4, 4)
+    assert labels.tolist() == [0]
+    assert is_random(DataLoader(Stream(), 4))
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "expected", "got", "remedy"),
+    [
+        (Stream(), TypeError, "map-style", "Stream", "DataLoader"),
+        (5, TypeError, "Dataset", "int", "TensorDataset"),
+        (Listed([]), ValueError, "at least one", "empty", "empty"),
+        (Listed([torch.zeros(1, 4, 4)]), ValueError, r"\(images, labels\)", "Tensor", "wrapper"),
+        (Listed([(torch.zeros(1, 4, 4), 0, 1)]), ValueError, r"\(images, labels\)", "of 3", "wrapper"),
+        (Listed([(torch.zeros(1, 4, 4, dtype=torch.uint8), 0)]), TypeError, "floating", "uint8", "ToDtype"),
+        (Listed([(torch.zeros(4, 4), 0)]), ValueError, r"\(C, H, W\)", r"\(1, 4, 4\)", "batches"),
+        (Listed([(torch.zeros(1, 4, 4), 0.5)]), ValueError, "integer", "float", "argmax"),
+        (Listed([(torch.zeros(1, 4, 4), torch.eye(3)[0])]), ValueError, "integer", "float", "argmax"),
+        (Listed([(torch.zeros(1, 4, 4), True)]), ValueError, "integer", "bool", "argmax"),
+        (Listed([(torch.zeros(1, 4, 4), 0), (torch.zeros(1, 5, 4), 0)]), ValueError, "one size", "several", "crop"),
+    ],
+)
+def test_data_that_cannot_be_used_is_refused_with_expected_got_and_remedy(data, error, expected, got, remedy):
+    with pytest.raises(error, match=expected) as raised:
+        list(batches(data))
+    for part in ("train", got, remedy):
+        assert part.replace("\\", "") in str(raised.value)
+
+
+def test_image_that_is_not_finite_is_named():
+    images = torch.zeros(10, 1, 2, 2)
+    images[7, 0, 1, 1] = float("nan")
+    with pytest.raises(ValueError, match="sample 7"):
+        list(batches(TensorDataset(images, torch.zeros(10, dtype=torch.long))))
+
+
+def test_loader_that_gives_nothing_is_refused():
+    data = TensorDataset(torch.zeros(3, 1, 2, 2), torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ValueError, match="gave none"):
+        list(batches(DataLoader(data, 4, drop_last=True)))
+
+
+def test_other_errors_of_the_users_data_pass_unchanged():
+    class Broken(Listed):
+        def __getitem__(self, index):
+            raise RuntimeError("theirs")
+
+    with pytest.raises(RuntimeError, match=r"^theirs$"):
+        list(batches(Broken([0])))
+
+
+def test_random_transform_is_recognised():
+    crop = v2.RandomCrop(9, padding=4)
+
+    class Cropped(Listed):
+        def __getitem__(self, index):
+            image, label = self.items[index]
+            return crop(image), label
+
+    items = [(torch.rand(1, 9, 9), 0) for _ in range(4)]
+    assert is_random(Cropped(items))
+    assert not is_random(Listed(items))

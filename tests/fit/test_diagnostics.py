@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from learned_aug import Augmented, Augmenter, AugmenterConfig
+from learned_aug.fit import effective_rank, measure
+from learned_aug.fit.diagnostics import draw_distance, shared_change
+from learned_aug.fit.head import HeadTap, borrowed, find_head
+
+
+def out(flow, delta=None):
+    delta = torch.zeros(len(flow), 3, *flow.shape[2:]) if delta is None else delta
+    return Augmented(torch.zeros_like(delta), flow, delta)
+
+
+def test_distance_of_draws_is_the_length_of_the_difference():
+    flow = torch.zeros(4, 2, 5, 5)
+    flow[2:, 0], flow[2:, 1] = 3, 4
+    delta = torch.zeros(4, 3, 5, 5)
+    delta[:2] = 0.25
+    assert draw_distance(out(flow, delta)).tolist() == [5, 0.25]
+
+
+def test_shared_change_sees_what_all_samples_have_and_nothing_else():
+    flow = torch.randn(6, 2, 5, 5)
+    flow = flow - flow.mean(0)
+    assert shared_change(out(flow)).tolist() == pytest.approx([0, 0], abs=1e-12)
+    flow[:, 0] += 3
+    flow[:, 1] += 4
+    assert shared_change(out(flow)).tolist() == pytest.approx([25, 0])
+
+
+@pytest.mark.parametrize("rank", [1, 3, 10])
+def test_effective_rank_counts_equal_directions(rank):
+    basis = torch.linalg.qr(torch.randn(2 * 8 * 8, rank))[0]
+    codes = torch.linalg.qr(torch.randn(32, rank) - torch.randn(32, rank).mean(0))[0]
+    codes = torch.linalg.qr(codes - codes.mean(0))[0]
+    assert effective_rank((codes @ basis.T).view(32, 2, 8, 8)) == pytest.approx(rank, rel=1e-3)
+
+
+def test_measured_figures_of_a_calibrated_augmenter(model, data):
+    images, labels = (t[:64] for t in data["train"].tensors)
+    generator = torch.Generator().manual_seed(0)
+    augmenter = Augmenter(AugmenterConfig(channels=1, size=28), generator=generator)
+    augmenter.calibrate_(images, pixels=1.0, generator=generator)
+    with borrowed(model), HeadTap(model, find_head(model)) as tap:
+        batches = [(images[:32], labels[:32]), (images[32:], labels[32:])]
+        figures = measure(augmenter, tap, batches, generator=generator)
+        still = measure(silenced(augmenter), tap, batches, generator=generator)
+        logits = tap(images)[1]
+    assert figures["spread_px"] == pytest.approx(28 / 32, rel=0.1)  # one pixel at 32
+    assert figures["bias_px"] < 0.2 * figures["flow_px"]
+    assert figures["rank"] > 5
+    assert figures["color"] == 0
+    assert still["flow_px"] == still["spread_px"] == still["bias_px"] == 0
+    assert still["misclassified"] == pytest.approx(float((logits.argmax(1) != labels).float().mean()))
+    assert "predicted_val_drop" not in figures
+
+
+def silenced(augmenter):
+    """The same networks with their last layer at zero."""
+    for stage in augmenter.stages:
+        stage.generator.deconvs[-1].weight.zero_()
+        stage.generator.deconvs[-1].bias.zero_()
+        stage.generator.center.zero_()
+    return augmenter
+
+
+def test_predicted_drop_is_the_mean_over_images(model, data):
+    images, labels = (t[:40] for t in data["train"].tensors)
+    augmenter = Augmenter(AugmenterConfig(channels=1, size=28))
+    with borrowed(model), HeadTap(model, find_head(model)) as tap:
+        figures = measure(
+            augmenter, tap, [(images[:30], labels[:30]), (images[30:], labels[30:])], val_drop=lambda i, a, y: y.float()
+        )
+    assert figures["predicted_val_drop"] == pytest.approx(float(labels.float().mean()))

@@ -1,0 +1,222 @@
+import dataclasses
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+import learned_aug
+from learned_aug import AugmenterConfig
+from learned_aug.fit import FitConfig, InfluenceConfig, MaximizeConfig, PretrainConfig
+
+
+def snapshot(model):
+    """All that must come back: values, gradients, modes, requires_grad and hooks."""
+    return {
+        "state": {name: t.clone() for name, t in model.state_dict().items()},
+        "grads": {name: p.grad for name, p in model.named_parameters()},
+        "flags": {name: p.requires_grad for name, p in model.named_parameters()},
+        "modes": {name: m.training for name, m in model.named_modules()},
+        "hooks": {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()},
+    }
+
+
+def assert_untouched(model, before):
+    after = snapshot(model)
+    assert all(torch.equal(after["state"][name], t) for name, t in before["state"].items())
+    assert all(after[key] == before[key] for key in ("flags", "modes", "hooks"))
+    assert all(after["grads"][name] is g for name, g in before["grads"].items())
+
+
+@pytest.fixture
+def odd(model):
+    """The classifier in a state that is easy to spoil."""
+    model.train()
+    model[1].eval()
+    model[0].weight.requires_grad_(False)
+    model[-1].weight.grad = torch.ones_like(model[-1].weight)
+    model[3].register_forward_hook(lambda *_: None)
+    return model
+
+
+def test_fit_gives_augmenters_diagnostics_and_history_and_leaves_the_model_as_it_was(odd, few, crop, tiny):
+    before = snapshot(odd)
+    events = []
+    result = learned_aug.fit(odd, *few, baseline=crop, config=tiny, progress=False, on_event=events.append)
+    assert_untouched(odd, before)
+    assert list(result.diagnostics) == ["untrained", "pretrained", "fitted"]
+    for figures in result.diagnostics.values():
+        assert set(figures) == {
+            "flow_px",
+            "spread_px",
+            "bias_px",
+            "rank",
+            "color",
+            "misclassified",
+            "predicted_val_drop",
+        }
+    assert result.history == events
+    stages = list(dict.fromkeys(event.stage for event in events))
+    assert stages == ["train features", "val features", "ihvp", "pretrain", "maximize"]
+    assert result.solution.converged
+    images = few[0].dataset.tensors[0][:16]
+    assert not torch.equal(result.augmenter(images), images)
+    assert "spread_px" in str(result)
+
+
+def test_controls_share_the_start_and_differ_by_their_training(model, few, crop, tiny):
+    result = learned_aug.fit(model, *few, baseline=crop, config=tiny, progress=False)
+    weights = [
+        torch.cat([p.flatten() for p in a.parameters()])
+        for a in (result.untrained, result.pretrained, result.augmenter)
+    ]
+    assert not torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2])
+    assert (weights[0] - weights[2]).abs().max() < 0.1  # six small steps from the same start
+
+
+def test_learning_rates_of_0_give_back_the_untrained_control(model, few, crop):
+    config = FitConfig(
+        pretrain=PretrainConfig(steps=2, batch_size=16, lr=0.0), maximize=MaximizeConfig(steps=2, lr=0.0)
+    )
+    result = learned_aug.fit(model, *few, baseline=crop, config=config, progress=False)
+    states = [a.state_dict() for a in (result.untrained, result.augmenter)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_fit_repeats_with_its_seed(model, few, crop, tiny):
+    results = []
+    for _ in range(2):
+        torch.manual_seed(5)  # of the crops
+        results.append(learned_aug.fit(model, *few, baseline=crop, config=tiny, progress=False))
+    one, two = (r.augmenter.state_dict() for r in results)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert results[0].diagnostics == results[1].diagnostics
+
+
+def test_loaders_and_a_baseline_inside_the_data_set_work(model, few, crop, tiny):
+    class Cropped(Subset):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return crop(image), label
+
+        def __getitems__(self, indices):
+            return [self[i] for i in indices]
+
+    train = DataLoader(Cropped(few[0], range(200)), 50, shuffle=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = learned_aug.fit(model, train, DataLoader(few[1], 500), config=tiny, progress=False)
+    assert any(event.stage == "pretrain" for event in result.history)
+
+
+def test_without_a_baseline_stage_1_is_skipped_with_a_warning(model, few, tiny):
+    with pytest.warns(UserWarning, match="baseline="):
+        result = learned_aug.fit(model, *few, config=tiny, progress=False)
+    assert not any(event.stage == "pretrain" for event in result.history)
+
+
+def test_small_validation_set_is_warned_of(model, few, crop, tiny):
+    with pytest.warns(UserWarning, match="120 images"):
+        learned_aug.fit(model, few[0], Subset(few[1], range(120)), baseline=crop, config=tiny, progress=False)
+
+
+@pytest.mark.parametrize("config", [{}, {"variant": "serial"}, {"variant": "appearance"}, {"fields": "pixel"}])
+def test_colour_images_and_every_variant_fit(config, crop, tiny):
+    torch.manual_seed(0)
+    images, labels = torch.rand(1040, 3, 16, 16), torch.randint(4, (1040,))
+    images[:, 0] += labels[:, None, None] / 4  # something to learn
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 4))
+    train, val = TensorDataset(images[:40], labels[:40]), TensorDataset(images[40:], labels[40:])
+    result = learned_aug.fit(
+        model,
+        train,
+        val,
+        baseline=lambda image: image.flip(-1) if torch.rand(()) < 0.5 else image,
+        augmenter=AugmenterConfig(channels=3, size=16, **config),
+        config=tiny,
+        progress=False,
+    )
+    warps, colours = result.diagnostics["fitted"]["flow_px"] > 0, result.diagnostics["fitted"]["color"] > 0
+    assert warps == (config.get("variant") != "appearance")
+    assert colours
+
+
+def test_head_as_found_and_refitted_give_different_solutions(model, few, crop, tiny):
+    values = []
+    for refit_head in (True, False):
+        config = dataclasses.replace(tiny, influence=InfluenceConfig(refit_head=refit_head))
+        result = learned_aug.fit(model, *few, baseline=crop, config=config, progress=False)
+        values.append(result.solution.value.float())
+    assert not torch.allclose(values[0], values[1])
+
+
+def test_progress_is_shown_by_default_and_silent_on_request(model, few, crop, tiny, capsys):
+    learned_aug.fit(model, *few, baseline=crop, config=tiny, progress=False)
+    assert capsys.readouterr() == ("", "")
+    learned_aug.fit(model, *few, baseline=crop, config=tiny)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert all(stage in shown.err for stage in ("train features", "ihvp", "pretrain", "maximize"))
+
+
+@pytest.mark.parametrize("stage", ["train features", "ihvp", "pretrain", "maximize"])
+def test_model_is_restored_when_fit_raises_in_any_stage(odd, few, crop, tiny, stage):
+    before = snapshot(odd)
+
+    def stop(event):
+        if event.stage == stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learned_aug.fit(odd, *few, baseline=crop, config=tiny, progress=False, on_event=stop)
+    assert_untouched(odd, before)
+
+
+def with_labels(subset, labels):
+    images = torch.stack([image for image, _ in subset])
+    return TensorDataset(images, labels)
+
+
+BAD = {
+    "no linear": (
+        lambda m, t, v: (nn.Sequential(nn.Flatten(), nn.Conv1d(1, 1, 1)), t, v),
+        ("nn.Linear", "Conv1d", "head="),
+    ),
+    "same data": (lambda m, t, v: (m, t, t), ("not in train", "same object", "random_split")),
+    "same data in loaders": (lambda m, t, v: (m, DataLoader(t), DataLoader(t)), ("same object", "random_split")),
+    "empty train": (lambda m, t, v: (m, Subset(t, []), v), ("train", "at least one", "empty")),
+    "empty val": (lambda m, t, v: (m, t, Subset(v, [])), ("val", "at least one", "empty")),
+    "label too large": (
+        lambda m, t, v: (m, with_labels(t, torch.full((200,), 10)), v),
+        ("0..9", "label 10", "sample 0"),
+    ),
+    "negative label": (lambda m, t, v: (m, with_labels(t, torch.full((200,), -1)), v), ("0..9", "label -1")),
+    "labels of val": (lambda m, t, v: (m, t, with_labels(v, torch.full((1000,), 12))), ("0..9", "label 12")),
+    "floating labels": (lambda m, t, v: (m, with_labels(t, torch.zeros(200)), v), ("integer", "float32", "argmax")),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_with_expected_got_and_remedy_and_the_model_restored(case, odd, few, crop, tiny):
+    spoil, parts = BAD[case]
+    model, train, val = spoil(odd, *few)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=parts[0]) as raised:
+        learned_aug.fit(model, train, val, baseline=crop, config=tiny, progress=False)
+    assert all(part in str(raised.value) for part in parts)
+    assert_untouched(model, before)
+
+
+def test_channels_that_the_augmenter_does_not_take_are_refused(model, few, crop, tiny):
+    with pytest.raises(ValueError, match=r"\(B, 3, H, W\).*\(\d+, 1, 28, 28\)"):
+        learned_aug.fit(model, *few, baseline=crop, augmenter=AugmenterConfig(), config=tiny, progress=False)
+
+
+def test_image_that_is_not_finite_is_named(model, few, crop, tiny):
+    images = torch.stack([image for image, _ in few[0]])
+    images[123, 0, 3, 3] = float("inf")
+    train = TensorDataset(images, torch.tensor([label for _, label in few[0]]))
+    with pytest.raises(ValueError, match=r"train.*sample 123"):
+        learned_aug.fit(model, train, few[1], baseline=crop, config=tiny, progress=False)

@@ -1,0 +1,68 @@
+"""Which module may import which, read from the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import learned_aug
+
+ROOT = Path(learned_aug.__file__).parent
+# Each module, and the modules it may import. `learned_aug` itself, the public face, may import any.
+ALLOWED = {
+    "functional": set(),
+    "nets": set(),
+    "weights": {"nets"},
+    "augmenter": {"functional", "nets", "weights"},
+    "transform": {"functional", "nets", "augmenter"},
+    "fit.events": set(),
+    "fit.data": set(),
+    "fit.head": set(),
+    "fit.ihvp": {"fit.head"},
+    "fit.influence": {"fit.head", "fit.ihvp"},
+    "fit.config": {"fit.ihvp"},
+    "fit.diagnostics": {"augmenter", "fit.head"},
+    "fit.gan": {"augmenter", "fit.config", "fit.diagnostics", "fit.events", "fit.head"},
+    "fit.maximize": {"augmenter", "fit.config", "fit.diagnostics", "fit.events", "fit.head", "fit.influence"},
+    "fit.retrain": {"fit.config", "fit.data", "fit.events"},
+    "fit.pipeline": {"augmenter", "nets"}
+    | {f"fit.{m}" for m in ["config", "data", "diagnostics", "events", "gan", "head", "ihvp", "influence", "maximize"]},
+    "viz": {"augmenter", "fit.events"},
+    "demo": {"fit", "transform", "viz", "weights"},
+    "cli": {"demo"},
+    "__main__": {"cli"},
+}
+
+
+def modules():
+    for path in sorted(ROOT.rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if not name.endswith("__init__"):
+            yield name, path
+
+
+def imported(name, path):
+    """Modules of this package that a source file imports, anywhere in it."""
+    package = ["learned_aug", *name.split(".")[:-1]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            prefix = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            base = ".".join(part for part in (prefix, node.module) if part)
+            targets = [f"{base}.{a.name}" if base == "learned_aug" else base for a in node.names]
+        else:
+            continue
+        yield from (t.removeprefix("learned_aug.") for t in targets if t.startswith("learned_aug."))
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
+def test_module_imports_only_what_its_layer_allows(name, path):
+    assert name in ALLOWED, f"give {name} its place in ALLOWED"
+    assert set(imported(name, path)) <= ALLOWED[name]
+
+
+def test_allowed_imports_have_no_cycle():
+    order = list(ALLOWED)
+    for name, targets in ALLOWED.items():
+        assert all(t == "fit" or order.index(t) < order.index(name) for t in targets), name
