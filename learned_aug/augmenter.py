@@ -46,10 +46,12 @@ class Draw(NamedTuple):
 
     def apply(self, images: Tensor) -> Tensor:
         """Warp, then recolour (B, C, H, W): a new tensor in the dtype of `images`, float32 at least inside."""
+        if torch.compiler.is_compiling() or images.device.type != "cpu":
+            return self.recolor(self.warp(images)).to(images.dtype)
+        chunk = max(torch.get_num_threads(), CHUNK // max(1, self.size[0] * self.size[1]))
         tensors = [t for t in (images, self.coarse_flow, self.coarse_color) if t is not None]
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        chunk = max(torch.get_num_threads(), CHUNK // max(1, self.size[0] * self.size[1]))
-        if images.shape[0] <= chunk or images.device.type != "cpu" or differentiable or torch.compiler.is_compiling():
+        if images.shape[0] <= chunk or differentiable:
             return self.recolor(self.warp(images)).to(images.dtype)
         # Memory is taken once: on a CPU fresh pages, one fault each, cost more than the arithmetic on them.
         out = torch.empty(images.shape, dtype=torch.promote_types(images.dtype, torch.float32))
@@ -222,7 +224,7 @@ class Augmenter(nn.Module):
         side = self.config.encoder_side
         codes: Tensor = stage.encoder(_resize(images.to(stage.generator.scale.dtype), side))
         # The codes see every pixel, and are cheap to look through. On a GPU that would stall the stream.
-        if codes.device.type == "cpu" and not torch.compiler.is_compiling() and not math.isfinite(codes.sum()):
+        if codes.device.type == "cpu" and not torch.compiler.is_compiling() and not math.isfinite(codes.detach().sum()):
             index = int(codes.isfinite().all(1).logical_not().long().argmax())
             raise ValueError(
                 f"images must be finite and of ordinary size, got NaN, infinity or overflow, first in sample {index}; "

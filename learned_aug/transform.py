@@ -106,7 +106,7 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
             chosen = chosen.to(values.device)
             strength = strength * chosen
         draw = self.augmenter.draw(self._normalize(seen.reshape(-1, *values.shape[-3:])), strength=strength)
-        return {"drawn": _Drawn(draw, chosen, image, values)}
+        return {"drawn": _Drawn(draw, lead, chosen, image, values)}
 
     @torch.no_grad()
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -125,7 +125,7 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         plain = cast(Tensor, inpt).as_subclass(Tensor)
         flow = drawn.draw.coarse_flow.to(plain.device)
         if isinstance(inpt, tv_tensors.Mask):
-            masks = plain.reshape(len(flow), *plain.shape[max(0, plain.ndim - 2 if len(flow) == 1 else 1) :])
+            masks = plain.reshape(math.prod(drawn.lead), *plain.shape[len(drawn.lead) :])
             return tv_tensors.wrap(warp_mask(masks, flow).view(plain.shape), like=inpt)
         flow = resize_field(flow, drawn.draw.size)
         if isinstance(inpt, tv_tensors.BoundingBoxes):
@@ -206,6 +206,8 @@ class _Drawn(NamedTuple):
     """One call's randomness, and the image that it was drawn for."""
 
     draw: Draw
+    lead: tuple[int, ...]
+    """Leading dimensions of the batch."""
     chosen: Tensor | None
     """Which samples of the batch are augmented, bool; None for all."""
     image: Any

@@ -1,0 +1,351 @@
+"""The batch module: draws, identity, equivalences, calibration, dtypes, compilation."""
+
+import copy
+import functools
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learned_aug import Augmenter, AugmenterConfig
+from learned_aug.augmenter import CHUNK
+
+FORMS = [
+    {},
+    {"variant": "serial"},
+    {"variant": "spatial"},
+    {"variant": "appearance"},
+    {"pooled": True},
+    {"fields": "pixel"},
+    {"fields": "pixel", "variant": "serial", "pooled": True},
+    {"channels": 1},
+    {"channels": 5, "fields": "pixel"},
+    {"mean": (0.5, 0.4, 0.3), "std": (0.25, 0.2, 0.3)},
+    {"tau_dropout": 0.2, "control_points": 7, "size": 28},
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small tensors gain nothing from threads, and lose much where other work wants the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def images(batch, config, size=None, seed=0):
+    height, width = size or (config.size, config.size)
+    x = torch.rand(batch, config.channels, height, width, generator=seeded(seed))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (config.mean, config.std))
+    return (x - mean) / std
+
+
+@functools.cache
+def prototype(calibrated, config):
+    augmenter = Augmenter(config, generator=seeded())
+    return augmenter.calibrate_(images(40, config), generator=seeded(1)) if calibrated else augmenter
+
+
+def build(calibrated=True, **config):
+    return copy.deepcopy(prototype(calibrated, AugmenterConfig(**{"size": 32, "tau_dim": 64, **config})))
+
+
+@pytest.fixture(params=FORMS, ids=str)
+def augmenter(request):
+    return build(**request.param)
+
+
+def test_a_draw_changes_the_image_and_reports_how(augmenter):
+    x = images(6, augmenter.config, seed=3)
+    masks = augmenter.draw_masks(6, generator=seeded(2))
+    out = augmenter.augment(x, masks)
+    assert (out.images - x).abs().mean() > 1e-3
+    torch.testing.assert_close(out.images, augmenter(x, masks), atol=1e-5, rtol=0)
+    variant, channels = augmenter.config.variant, augmenter.config.channels
+    assert (out.flow.abs().max() > 0.1) == (variant != "appearance")
+    assert (out.delta.abs().max() > 0.01) == (channels == 3 and variant != "spatial")
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (1, 1)])
+@pytest.mark.parametrize("strength", [0, 0.0, torch.tensor(0.0), torch.zeros(3)])
+def test_strength_zero_is_the_identity_to_the_last_bit(augmenter, size, strength):
+    x = images(3, augmenter.config, size)
+    assert torch.equal(augmenter(x, strength=strength), x)
+
+
+def test_strength_scales_the_flow_per_sample():
+    augmenter = build(variant="spatial")
+    x = images(3, augmenter.config)
+    masks = augmenter.draw_masks(3)
+    full = augmenter.augment(x, masks).flow
+    scaled = augmenter.augment(x, masks, strength=torch.tensor([0.0, 0.5, 2.0])).flow
+    torch.testing.assert_close(scaled, full * torch.tensor([0.0, 0.5, 2.0])[:, None, None, None])
+
+
+def test_batched_equals_unbatched(augmenter):
+    x = images(5, augmenter.config, (40, 27))
+    masks = augmenter.draw_masks(5)
+    one_by_one = torch.cat([augmenter(x[k : k + 1], masks[k : k + 1]) for k in range(5)])
+    # 1e-5 of the range [0, 1], before normalisation.
+    torch.testing.assert_close(augmenter(x, masks), one_by_one, atol=1e-5 / min(augmenter.config.std), rtol=0)
+
+
+@pytest.mark.parametrize("form", [{}, {"variant": "spatial"}, {"variant": "appearance"}, {"fields": "pixel"}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_long_batches_are_worked_in_chunks_with_the_same_result(form, dtype):
+    augmenter = build(**form)
+    batch = 2 * CHUNK // 32**2 + 3
+    x = images(batch, augmenter.config).to(dtype)
+    masks = augmenter.draw_masks(batch)
+    out = augmenter(x, masks)
+    assert out.dtype == dtype
+    whole = augmenter.augment(x, masks).images
+    torch.testing.assert_close(out, whole, atol=1e-5 if dtype != torch.bfloat16 else 0.02, rtol=0)
+
+
+def test_masks_are_zero_or_one_over_keep_with_the_stated_share():
+    masks = build(calibrated=False, tau_dropout=0.25, variant="serial").draw_masks(500, generator=seeded())
+    assert masks.shape == (500, 2, 64)
+    torch.testing.assert_close(masks.unique(), torch.tensor([0, 1 / 0.75]))
+    assert abs((masks == 0).float().mean() - 0.25) < 0.01
+
+
+def test_tau_dropout_stays_active_after_eval_and_seeds_repeat(augmenter):
+    x = images(4, augmenter.config)
+    augmenter.eval()
+    assert not torch.equal(augmenter(x), augmenter(x))
+    assert torch.equal(augmenter(x, generator=seeded(5)), augmenter(x, generator=seeded(5)))
+    torch.manual_seed(7)
+    first = augmenter(x)
+    torch.manual_seed(7)
+    assert torch.equal(augmenter.train()(x), first)
+
+
+def test_each_sample_of_a_batch_gets_its_own_draw():
+    augmenter = build()
+    out = augmenter(images(1, augmenter.config).expand(8, -1, -1, -1))
+    assert len(out.flatten(1).unique(dim=0)) == 8
+
+
+def test_the_input_is_never_changed(augmenter):
+    x = images(3, augmenter.config)
+    before = x.clone()
+    augmenter(x).add_(1)
+    augmenter(x, strength=0.0).add_(1)
+    assert torch.equal(x, before)
+
+
+@given(
+    size=st.tuples(st.integers(1, 257), st.integers(1, 257)),
+    batch=st.integers(0, 2),
+    channels=st.sampled_from([1, 2, 3, 4]),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    fields=st.sampled_from(["grid", "pixel"]),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_size_batch_channels_dtype_and_memory_format_works(size, batch, channels, dtype, layout, fields):
+    augmenter = build(calibrated=False, channels=channels, fields=fields, size=16)
+    x = images(batch, augmenter.config, size).to(dtype).contiguous(memory_format=layout)
+    out = augmenter(x, generator=seeded())
+    assert out.shape == x.shape
+    assert out.dtype == dtype
+    assert out.isfinite().all()
+    reference = augmenter(x.contiguous().double(), generator=seeded())
+    tolerance = {torch.float16: 0.01, torch.bfloat16: 0.08}.get(dtype, 1e-3)
+    torch.testing.assert_close(out.double(), reference, atol=tolerance, rtol=tolerance)
+
+
+def test_other_sizes_get_the_same_picture_at_another_resolution():
+    augmenter = build(variant="spatial")
+    small = torch.nn.functional.interpolate(images(4, augmenter.config, (6, 6)), (32, 32), mode="bicubic")
+    large = torch.nn.functional.interpolate(small, (96, 96), mode="bilinear", align_corners=True)
+    masks = augmenter.draw_masks(4)
+    flow = torch.nn.functional.interpolate(
+        augmenter.augment(small, masks).flow, (96, 96), mode="bilinear", align_corners=True
+    )
+    # E sees 32 px either way; what is left is the resize's own blur.
+    difference = (augmenter.augment(large, masks).flow * (31 / 95) - flow).abs().mean()
+    assert difference < 0.15 * flow.abs().mean()
+
+
+def test_pooled_augmenter_is_one_affine_warp_of_each_image():
+    augmenter = build(pooled=True, variant="spatial")
+    flow = augmenter.augment(images(3, augmenter.config), generator=seeded()).flow
+    second = flow.diff(n=2, dim=-1).abs().max(), flow.diff(n=2, dim=-2).abs().max()
+    assert max(second) < 1e-5
+    assert flow.abs().max() > 0.5
+
+
+def test_gradients_reach_e_g_and_the_input_only_when_asked():
+    augmenter = build()
+    x = images(3, augmenter.config)
+    assert not augmenter(x).requires_grad
+    x.requires_grad_()
+    augmenter(x).square().sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert all(p.grad is None for p in augmenter.parameters())
+    augmenter.requires_grad_()
+    augmenter(x.detach()).square().sum().backward()
+    assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in augmenter.parameters())
+
+
+def test_gradients_agree_with_finite_differences_in_float64():
+    augmenter = build(tau_dim=8, size=8, layers=2).double()
+    x = images(1, augmenter.config).double()
+    masks = augmenter.draw_masks(1).double()
+    weight = augmenter.stages[0].generator.deconvs[1].weight.requires_grad_()
+
+    def total():
+        return augmenter(x, masks).square().sum()
+
+    (gradient,) = torch.autograd.grad(total(), weight)
+    with torch.no_grad():
+        direction, step = torch.randn(weight.shape, generator=seeded()).double(), 1e-6
+        weight += step * direction
+        up = total()
+        weight -= 2 * step * direction
+        slope = (up - total()) / (2 * step)
+    torch.testing.assert_close(slope, (gradient * direction).sum(), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_calibration_reaches_its_targets_on_other_images_and_draws(form):
+    augmenter = build(**form)
+    config = augmenter.config
+    x = images(200, config, seed=9)
+    one, two = augmenter.augment(x, generator=seeded(10)), augmenter.augment(x, generator=seeded(11))
+    if config.variant != "appearance":
+        spread = (one.flow - two.flow).norm(dim=1).mean() * 32 / config.size
+        assert abs(spread - 1) < 0.2
+        mean_flow = torch.cat([one.flow, two.flow]).mean(0).norm(dim=0).mean() * 32 / config.size
+        assert mean_flow < 0.3 * spread
+    if config.channels == 3 and config.variant != "spatial":
+        scale = torch.tensor(config.std)[:, None, None]
+        assert abs(((one.delta - two.delta) * scale).abs().mean() - 0.05) < 0.015
+
+
+@pytest.mark.parametrize(
+    ("form", "count", "asked"),
+    [({"tau_dropout": 0.0}, 20, {}), ({}, 0, {}), ({}, 20, {"pixels": 50.0}), ({}, 20, {"color": 3.0})],
+)
+def test_a_calibration_that_cannot_succeed_says_so_and_changes_nothing(form, count, asked):
+    augmenter = build(calibrated=False, **form)
+    before = copy.deepcopy(augmenter.state_dict())
+    with pytest.raises(ValueError, match="cannot be reached"):
+        augmenter.calibrate_(images(count, augmenter.config), **asked)
+    assert all(torch.equal(before[name], tensor) for name, tensor in augmenter.state_dict().items())
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))])
+def test_copies_give_the_same_draws(augmenter, copier):
+    x = images(2, augmenter.config)
+    assert torch.equal(copier(augmenter)(x, generator=seeded()), augmenter(x, generator=seeded()))
+
+
+def test_weights_folder_round_trip(augmenter, tmp_path):
+    augmenter.save_pretrained(tmp_path)
+    loaded = Augmenter.from_pretrained(tmp_path)
+    x = images(2, augmenter.config)
+    assert torch.equal(loaded(x, generator=seeded()), augmenter(x, generator=seeded()))
+
+
+def test_autocast_keeps_coordinates_and_stays_close():
+    augmenter = build(size=64)
+    x = images(4, augmenter.config)
+    masks = augmenter.draw_masks(4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = augmenter.augment(x, masks)
+    assert out.flow.dtype == torch.float32
+    exact = augmenter.augment(x, masks)
+    assert (out.flow - exact.flow).abs().mean() < 0.05 * exact.flow.abs().mean()
+    assert (out.images - exact.images).abs().mean() < 0.02
+
+
+def test_channels_last_gives_the_same():
+    augmenter = build()
+    x = images(4, augmenter.config)
+    masks = augmenter.draw_masks(4)
+    out = augmenter(x.contiguous(memory_format=torch.channels_last), masks)
+    torch.testing.assert_close(out, augmenter(x, masks), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "variant"), [("inductor", "parallel"), ("aot_eager", "serial")])
+@pytest.mark.filterwarnings("default")  # the compiler's own libraries warn of their future
+def test_compiles_without_graph_breaks_to_the_same_result(backend, variant):
+    augmenter = build(variant=variant, fields="grid" if variant == "parallel" else "pixel")
+    x = images(4, augmenter.config, (40, 40))
+    masks = augmenter.draw_masks(4)
+    compiled = torch.compile(augmenter, fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(x, masks), augmenter(x, masks), atol=1e-5, rtol=1e-5)
+    assert not torch.equal(compiled(x), compiled(x))
+
+
+@pytest.mark.filterwarnings("default")
+def test_exports():
+    augmenter = build()
+    x = images(4, augmenter.config)
+    masks = augmenter.draw_masks(4)
+    exported = torch.export.export(augmenter, (x, masks)).module()
+    torch.testing.assert_close(exported(x, masks), augmenter(x, masks), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), TypeError, r"torch.uint8.*LearnedAugment"),
+        ([torch.zeros(3, 32, 32)], TypeError, "list"),
+        (torch.zeros(3, 32, 32), ValueError, r"images\[None\]"),
+        (torch.zeros(2, 1, 32, 32), ValueError, r"\(B, 3, H, W\), got \(2, 1, 32, 32\)"),
+        (torch.zeros(2, 3, 0, 32), ValueError, "got"),
+        (torch.stack([torch.zeros(3, 32, 32), torch.full((3, 32, 32), torch.nan)]), ValueError, "sample 1"),
+        (torch.full((1, 3, 32, 32), torch.inf), ValueError, "finite"),
+    ],
+)
+def test_bad_images_are_refused_by_name(bad, error, message):
+    with pytest.raises(error, match=message):
+        build(calibrated=False)(bad)
+
+
+def test_one_bad_pixel_is_found_at_any_size():
+    x = torch.rand(3, 3, 200, 150)
+    x[1, 2, 130, 90] = torch.nan
+    with pytest.raises(ValueError, match="sample 1"):
+        build(calibrated=False)(x)
+
+
+def test_bad_masks_and_strengths_are_refused():
+    augmenter = build(calibrated=False)
+    x = images(3, augmenter.config)
+    with pytest.raises(ValueError, match="draw_masks"):
+        augmenter(x, torch.ones(2, 1, 64))
+    with pytest.raises(ValueError, match=r"\(3,\), got \(2,\)"):
+        augmenter(x, strength=torch.ones(2))
+
+
+def test_repr_is_short():
+    assert "AugmenterConfig(channels=3" in repr(build(calibrated=False))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_cpu_equals_gpu(form):
+    augmenter = build(**form)
+    x = images(4, augmenter.config, (40, 27))
+    masks = augmenter.draw_masks(4)
+    gpu = copy.deepcopy(augmenter).cuda()
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        out = gpu(x.cuda(), masks.cuda()).cpu()
+    torch.testing.assert_close(out, augmenter(x, masks), atol=1e-4, rtol=1e-4)
+    seeds = [gpu(x.cuda(), generator=seeded()).cpu(), augmenter(x, generator=seeded())]
+    torch.testing.assert_close(*seeds, atol=1e-4, rtol=1e-4)
+    assert torch.equal(gpu(x.cuda(), strength=0.0).cpu(), x)

@@ -1,0 +1,267 @@
+"""Geometry and colour against independent formulas, in float64 where possible."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learned_aug import functional as fn
+
+SIZES = [(28, 28), (32, 32), (33, 47), (224, 224), (1, 1), (1, 9)]
+
+
+def images(*shape, dtype=torch.float32, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def smooth_flow(batch, height, width, amplitude, seed=0, points=4, dtype=torch.float64):
+    coarse = torch.randn(batch, 2, points, points, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return fn.resize_field(coarse, (height, width)) * amplitude
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_zero_fields_leave_the_image_unchanged_to_the_last_bit(size, dtype):
+    x = images(2, 3, *size, dtype=dtype)
+    flow = fn.flow_field(torch.zeros(2, 4, *size), torch.zeros(2, 2, *size))
+    out = fn.recolor(fn.warp(x, fn.smooth(flow)), torch.zeros(2, 9, *size), torch.zeros(2, 3, *size))
+    assert torch.equal(out.to(dtype), x)
+    assert fn.warp(x, flow).dtype == dtype
+
+
+def test_a_still_sample_is_exact_beside_a_moving_one():
+    x, flow = images(2, 3, 224, 224), torch.zeros(2, 2, 4, 4)
+    flow[1] = 3
+    out = fn.warp(x, flow)
+    assert torch.equal(out[0], x[0])
+    torch.testing.assert_close(out[1, :, :-3, :-3], x[1, :, 3:, 3:], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (33, 47), (224, 224)])
+@pytest.mark.parametrize(("i", "j"), [(2, 0), (0, 3), (-1, 2)])
+def test_constant_bias_shifts_by_as_many_pixels_rows_first(size, i, j):
+    x, zero = images(1, 3, *size, dtype=torch.float64), torch.zeros(1, 4, *size, dtype=torch.float64)
+    bias = torch.tensor([i, j], dtype=torch.float64)[None, :, None, None].expand(1, 2, *size)
+    out = fn.warp(x, fn.flow_field(zero, bias))
+    expected = F.pad(x, (3, 3, 3, 3), mode="replicate")[..., 3 + i : 3 + i + size[0], 3 + j : 3 + j + size[1]]
+    torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (33, 47), (224, 224)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_constant_fields_equal_affine_grid_and_grid_sample(size, dtype):
+    height, width = size
+    # A smooth image: grid_sample's own coordinates are off by 1e-5 px in float32.
+    x = fn.resize_field(images(2, 3, 6, 6, dtype=dtype), size)
+    weight = torch.tensor([[0.1, -0.2, 0.15, 0.05]] * 2, dtype=dtype)
+    bias = torch.tensor([[1.5, -0.7]] * 2, dtype=dtype)
+    constant = [t[..., None, None].expand(-1, -1, *size) for t in (weight, bias)]
+    ii, ij, ji, jj = weight[0].tolist()
+    bi, bj = bias[0].tolist()
+    theta = [[1 + jj, ji * height / width, 2 * bj / width], [ij * width / height, 1 + ii, 2 * bi / height]]
+    grid = F.affine_grid(torch.tensor([theta] * 2, dtype=dtype), [2, 3, *size], align_corners=False)
+    expected = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    torch.testing.assert_close(fn.warp(x, fn.flow_field(*constant)), expected, atol=1e-5, rtol=0)
+    coarse = [t[..., :2, :2] for t in constant]
+    torch.testing.assert_close(fn.warp(x, fn.flow_field(*coarse, size)), expected, atol=1e-5, rtol=0)
+
+
+def test_sampling_grid_is_equation_20_in_grid_sample_units():
+    weight, bias = torch.randn(1, 4, 5, 7, dtype=torch.float64), torch.randn(1, 2, 5, 7, dtype=torch.float64)
+    grid = fn.sampling_grid(fn.flow_field(weight, bias))
+    for i, j in itertools.product(range(5), range(7)):
+        q = torch.tensor([i - 2.0, j - 3.0], dtype=torch.float64)
+        s = weight[0, :, i, j].view(2, 2) @ q + bias[0, :, i, j] + torch.tensor([i, j])
+        expected = torch.stack([(2 * s[1] + 1) / 7 - 1, (2 * s[0] + 1) / 5 - 1])
+        torch.testing.assert_close(grid[0, i, j], expected)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4])
+def test_smooth_is_average_pooling_with_replicated_borders(window):
+    x = images(2, 3, 9, 8, dtype=torch.float64)
+    padded = F.pad(x, ((window - 1) // 2, window // 2) * 2, mode="replicate")
+    torch.testing.assert_close(fn.smooth(x, window), F.avg_pool2d(padded, window, stride=1))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (32, 32), (4, 64)])
+def test_resize_field_is_bilinear_with_border_on_border(size):
+    x = images(2, 3, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(fn.resize_field(x, size), F.interpolate(x, size, mode="bilinear", align_corners=True))
+
+
+def test_resize_field_keeps_float32_under_autocast():
+    x = images(1, 2, 4, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(fn.resize_field(x, (20, 20)), fn.resize_field(x.float(), (20, 20)))
+        out = fn.resize_field(x, (20, 20))
+    torch.testing.assert_close(out, fn.resize_field(x, (20, 20)), atol=1e-6, rtol=0)
+
+
+def test_a_coarse_flow_warps_as_its_interpolation():
+    x, coarse = images(2, 3, 40, 30), torch.randn(2, 2, 4, 4)
+    torch.testing.assert_close(fn.warp(x, coarse), fn.warp(x, fn.resize_field(coarse, (40, 30))), atol=1e-5, rtol=0)
+
+
+def test_bfloat16_images_are_sampled_at_float32_coordinates():
+    x = images(1, 3, 224, 224, dtype=torch.bfloat16)
+    flow = torch.full((1, 2, 224, 224), 1.0)
+    # One unit in the last place of a bfloat16; a coordinate off by .2 px would give .2.
+    torch.testing.assert_close(fn.warp(x, flow)[..., :-1, :-1], x[..., 1:, 1:], atol=2**-8, rtol=0)
+
+
+def test_recolor_is_a_matrix_per_pixel():
+    x, weight, bias = images(2, 3, 5, 4), torch.randn(2, 9, 5, 4), torch.randn(2, 3, 5, 4)
+    expected = x + bias + torch.einsum("bocij,bcij->boij", weight.unflatten(1, (3, 3)), x)
+    torch.testing.assert_close(fn.recolor(x, weight, bias), expected)
+
+
+def test_recolor_into_equals_recolor_with_interpolated_fields():
+    x, color = images(2, 3, 9, 11), torch.randn(2, 12, 4, 4)
+    out = torch.empty_like(x)
+    fn.recolor_into(out, x, color, torch.empty_like(x))
+    dense = fn.resize_field(color, (9, 11))
+    torch.testing.assert_close(out, fn.recolor(x, dense[:, :9], dense[:, 9:]))
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.7])
+def test_gradients_of_warp_and_recolor_pass_gradcheck(scale):
+    x = images(2, 3, 5, 6, dtype=torch.float64).requires_grad_()
+    # Off the pixel centres, where bilinear sampling has kinks; 0 checks the exact identity's gradient to the image.
+    flow = (torch.rand(2, 2, 5, 6, dtype=torch.float64) * 0.5 + 0.2) * scale
+    assert torch.autograd.gradcheck(lambda x: fn.warp(x, flow), x)
+    if scale:
+        assert torch.autograd.gradcheck(lambda d: fn.warp(x.detach(), d), flow.requires_grad_())
+    weight, bias = (torch.randn(2, c, 5, 6, dtype=torch.float64).requires_grad_() for c in (9, 3))
+    assert torch.autograd.gradcheck(fn.recolor, (x, weight, bias))
+
+
+def test_a_still_sample_has_the_gradient_of_its_flow():
+    x = F.interpolate(images(1, 1, 3, 3, dtype=torch.float64), (16, 16), mode="bilinear", align_corners=True)
+    still, almost = (torch.full((1, 2, 16, 16), v, dtype=torch.float64).requires_grad_() for v in (0.0, 1e-9))
+    for flow in (still, almost):
+        fn.warp(x, flow).square().sum().backward()
+    # Bilinear slopes differ left and right of a pixel centre; 1e-9 is right of it, and 0 counts as right of it too.
+    torch.testing.assert_close(still.grad[..., 1:-1, 1:-1], almost.grad[..., 1:-1, 1:-1], atol=1e-6, rtol=1e-6)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([torch.bool, torch.uint8, torch.int64, torch.float64]))
+@settings(max_examples=25, deadline=None)
+def test_masks_take_the_nearest_pixel_for_every_dtype(height, width, dtype):
+    masks = torch.randint(0, 2 if dtype == torch.bool else 200, (2, 3, height, width)).to(dtype)
+    flow = smooth_flow(2, height, width, 2.0)
+    out = fn.warp_mask(masks, flow)
+    assert out.dtype == dtype
+    for b, i, j in itertools.product(range(2), range(0, height, 7), range(0, width, 7)):
+        y = min(max(round(i + float(flow[b, 1, i, j])), 0), height - 1)
+        x = min(max(round(j + float(flow[b, 0, i, j])), 0), width - 1)
+        assert torch.equal(out[b, :, i, j], masks[b, :, y, x])
+    assert torch.equal(fn.warp_mask(masks, torch.zeros(2, 2, height, width)), masks)
+
+
+def test_huge_class_numbers_in_masks_survive():
+    masks = torch.full((1, 4, 4), 2**60 + 1)
+    assert torch.equal(fn.warp_mask(masks, torch.ones(1, 2, 4, 4)), masks)
+
+
+def source_of(flow, q):
+    """s(q) by grid_sample: independent of the inversion's own look-up."""
+    height, width = flow.shape[-2:]
+    grid = torch.stack([(2 * q[..., 0] + 1) / width - 1, (2 * q[..., 1] + 1) / height - 1], dim=-1)
+    d = F.grid_sample(flow, grid[:, None], padding_mode="border", align_corners=False)[:, :, 0]
+    return q + d.mT
+
+
+@given(st.integers(8, 120), st.integers(8, 120), st.floats(0.0, 0.06), st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_points_are_inverted_exactly_on_smooth_flows(height, width, amplitude, seed):
+    flow = smooth_flow(1, height, width, amplitude * min(height, width) / 3, seed)
+    inner = torch.rand(1, 30, 2, dtype=torch.float64) * 0.5 + 0.25
+    points = inner * torch.tensor([width - 1, height - 1])
+    q, residual = fn.warp_points(points, flow)
+    assert residual.max() < 1e-3
+    inside = (q >= 0).all(-1) & (q <= torch.tensor([width - 1, height - 1])).all(-1)
+    assert (source_of(flow, q) - points).norm(dim=-1)[inside].max() < 0.05
+
+
+@pytest.mark.parametrize("degrees", [5, 60, 179])
+def test_points_follow_large_rotations(degrees):
+    angle = math.radians(degrees)
+    c, s = math.cos(angle), math.sin(angle)
+    # Rows first: s(q) - centre = R (q - centre).
+    weight = torch.tensor([[c - 1, s, -s, c - 1]], dtype=torch.float64)[..., None, None].expand(1, 4, 65, 65)
+    flow = fn.flow_field(weight, torch.zeros(1, 2, 65, 65, dtype=torch.float64))
+    offsets = torch.tensor([[[10.0, 0.0], [0.0, 15.0], [-7.5, 3.25]]], dtype=torch.float64)
+    q, residual = fn.warp_points(32 + offsets, flow)
+    x, y = offsets.unbind(-1)
+    expected = 32 + torch.stack([c * x + s * y, c * y - s * x], dim=-1)  # the inverse rotation, in (x, y)
+    torch.testing.assert_close(q, expected, atol=1e-4, rtol=0)
+    assert residual.max() < 1e-3
+
+
+def test_what_leaves_the_canvas_stays_outside():
+    flow = torch.full((1, 2, 20, 20), 6.0)
+    q, residual = fn.warp_points(torch.tensor([[[2.0, 3.0], [10.0, 12.0]]]), flow)
+    torch.testing.assert_close(q, torch.tensor([[[-4.0, -3.0], [4.0, 6.0]]]))
+    assert residual.max() < 1e-3
+
+
+def test_where_the_flow_folds_the_residual_is_true():
+    flow = smooth_flow(1, 48, 48, 40.0, points=9)
+    points = torch.rand(1, 500, 2, dtype=torch.float64) * 47
+    q, residual = fn.warp_points(points, flow)
+    inside = ((q >= 0) & (q <= 47)).all(-1)
+    true = (source_of(flow, q) - points).norm(dim=-1)
+    torch.testing.assert_close(residual[inside], true[inside], atol=1e-9, rtol=0)
+    assert residual.max() > 0.5  # some points are not found, and it shows
+    assert residual.median() < 1e-3
+
+
+def dense_box(box, flow):
+    """Extent of the output points, eighths of a pixel apart, whose source lies in the box; edge coordinates."""
+    height, width = flow.shape[-2:]
+    fine = [torch.arange(-0.5, n - 0.5, 0.125, dtype=torch.float64) for n in (width, height)]
+    q = torch.stack(torch.meshgrid(*fine, indexing="xy"), dim=-1).view(1, -1, 2)
+    s = source_of(flow, q)[0] + 0.5
+    inside = ((s >= box[:2]) & (s <= box[2:])).all(-1)
+    return torch.cat([q[0, inside].amin(0), q[0, inside].amax(0)]) + 0.5
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_boxes_fit_the_dense_ground_truth(seed):
+    flow = smooth_flow(1, 96, 128, 5.0, seed)
+    boxes = torch.tensor([[[30.0, 25.0, 80.0, 60.0], [50.0, 40.0, 58.0, 46.0]]], dtype=torch.float64)
+    out, residual = fn.warp_boxes(boxes, flow)
+    assert residual.max() < 1e-3
+    for box, warped in zip(boxes[0], out[0], strict=True):
+        # An eighth of a pixel is the truth's own resolution.
+        torch.testing.assert_close(warped, dense_box(box, flow), atol=0.125 + 0.05, rtol=0)
+
+
+def test_rotated_boxes_turn_with_a_rotation_and_fit_it_exactly():
+    c, s = math.cos(0.3), math.sin(0.3)
+    weight = torch.tensor([[c - 1, s, -s, c - 1]], dtype=torch.float64)[..., None, None].expand(1, 4, 64, 64)
+    flow = fn.flow_field(weight, torch.zeros(1, 2, 64, 64, dtype=torch.float64))
+    corners = torch.tensor([[-12.0, -6.0], [12.0, -6.0], [12.0, 6.0], [-12.0, 6.0]], dtype=torch.float64)
+    turn = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
+    out, residual = fn.warp_rotated_boxes((32 + corners)[None, None], flow)
+    torch.testing.assert_close(out[0, 0], 32 + corners @ turn, atol=1e-4, rtol=0)
+    assert residual.max() < 1e-3
+
+
+def test_no_boxes_and_no_points_are_fine():
+    flow = torch.zeros(1, 2, 8, 8)
+    assert fn.warp_boxes(torch.zeros(1, 0, 4), flow)[0].shape == (1, 0, 4)
+    assert fn.warp_rotated_boxes(torch.zeros(1, 0, 4, 2), flow)[0].shape == (1, 0, 4, 2)
+    assert fn.warp_points(torch.zeros(1, 0, 2), flow)[0].shape == (1, 0, 2)
+
+
+def test_constants_made_under_inference_mode_serve_autograd_later():
+    with torch.inference_mode():
+        fn.resize_field(torch.rand(1, 1, 3, 3), (19, 17))
+    x = torch.rand(1, 1, 3, 3, requires_grad=True)
+    fn.resize_field(x, (19, 17)).sum().backward()
+    assert x.grad.isfinite().all()
