@@ -210,7 +210,10 @@ class Direct:
 
         x = back(system.rhs)
         x = x + back(system.check(x).r)  # one step of refinement
-        return system.solution(x, system.check(x), True, 0)
+        check = system.check(x)
+        if check.residual > 1e-6:
+            raise _singular(damping)
+        return system.solution(x, check, True, 0)
 
 
 def _dense(problem: HeadProblem) -> Tensor:
@@ -229,16 +232,20 @@ def _cholesky(matrix: Tensor, damping: float) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(matrix)
     pivots = factor.diagonal()
     if int(info) != 0 or float(pivots.min() / pivots.max()) ** 2 < 1e-14:
-        raise ValueError(
-            f"damping must be > 0 where H is singular, and H + {damping:.1e} is, to float64: features are duplicated "
-            "or constant, or probabilities one-hot; try relative_damping(problem, 1)"
-        )
+        raise _singular(damping)
     return factor
+
+
+def _singular(damping: float) -> ValueError:
+    return ValueError(
+        f"damping must be > 0 where H is singular, and H + {damping:.1e} is, to float64: features are duplicated "
+        "or constant, or probabilities one-hot; try relative_damping(problem, 1)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CG:
-    """Conjugate gradients, preconditioned where that pays.
+    """Preconditioned conjugate gradients.
 
     Runs in the problem's dtype, again on the residual recomputed in float64 while that gains, then in float64
     throughout.
@@ -246,14 +253,14 @@ class CG:
 
     tolerance: float = 1e-3  # on the relative error, see the module's docstring
     max_steps: int = 2000  # products with H
-    # "kronecker" costs two eigenproblems, of sizes K and D+1. "auto" takes it where damping + weight decay is below the
-    # mean eigenvalue: there it saves most of the steps, above it costs more than it saves (benchmarks/influence).
-    preconditioner: Literal["auto", "none", "kronecker"] = "auto"
+    # "kronecker" costs two eigenproblems, of sizes K and D+1, and saves steps at every damping up to 100 mean
+    # eigenvalues: a third of them at 10, most of them at 0.1 (measured in benchmarks/influence/speed.py).
+    preconditioner: Literal["kronecker", "none"] = "kronecker"
 
     def __post_init__(self) -> None:
         _check_options(self.tolerance, self.max_steps)
-        if self.preconditioner not in ("auto", "none", "kronecker"):
-            raise ValueError(f'preconditioner must be "auto", "none" or "kronecker", got {self.preconditioner!r}')
+        if self.preconditioner not in ("kronecker", "none"):
+            raise ValueError(f'preconditioner must be "kronecker" or "none", got {self.preconditioner!r}')
 
     def solve(self, problem: HeadProblem, rhs: Tensor, damping: float) -> Solution:
         """Solve (H + damping) value = rhs, to `tolerance`.
@@ -281,20 +288,17 @@ class CG:
                     raise system.failure(self, x, check, steps, cause)
                 dtype = torch.float64
                 inverse = self._inverse(system.exact, system.mu)
-        cause = "max_steps reached, H + damping is ill-conditioned; raise the damping" + (
-            '; or use preconditioner="kronecker"' if inverse is None else " or max_steps"
-        )
+        cause = "max_steps reached, H + damping is ill-conditioned; raise the damping or max_steps"
         raise system.failure(self, x, check, steps, cause)
 
-    def _inverse(self, problem: HeadProblem, mu: float) -> Callable[[Tensor], Tensor] | None:
-        unit = problem.mean_eigenvalue
-        if self.preconditioner == "none" or (self.preconditioner == "auto" and mu >= unit):
-            return None
+    def _inverse(self, problem: HeadProblem, mu: float) -> Callable[[Tensor], Tensor]:
+        if self.preconditioner == "none":
+            return lambda r: r
         # The floor is for mu = 0, where it would divide rounding errors by zero.
-        return problem.kronecker_inverse(max(mu - problem.weight_decay, 1e-6 * unit if mu == 0 else 0.0))
+        return problem.kronecker_inverse(mu - problem.weight_decay if mu > 0 else 1e-6 * problem.mean_eigenvalue)
 
     def _run(
-        self, system: _System, x: Tensor, r: Tensor, inverse: Callable[[Tensor], Tensor] | None, max_steps: int
+        self, system: _System, x: Tensor, r: Tensor, inverse: Callable[[Tensor], Tensor], max_steps: int
     ) -> tuple[Tensor, int]:
         """One run in the dtype of r, the residual at x: the correction in float64, and its steps."""
         # Of float32 the first digits can be trusted; the next run starts from the true residual.
@@ -304,7 +308,7 @@ class CG:
         def done(d: Tensor, r: Tensor) -> bool:
             return bool((norms(r) <= system.goal(from_x + d, self.tolerance).maximum(floor)).all())
 
-        d, _, steps = conjugate_gradients(system.apply, r, done, max_steps, inverse or (lambda r: r))
+        d, _, steps = conjugate_gradients(system.apply, r, done, max_steps, inverse)
         return d.double(), steps
 
 
