@@ -17,6 +17,7 @@ from learned_aug.nets import AugmenterConfig, Encoder, Fields, Generator, bias_o
 
 __all__ = ["Augmented", "Augmenter", "Draw"]
 
+SMALL = 2**14  # pixels of a batch below which the overhead of calls counts more than memory
 CHUNK = 2**16  # pixels of a batch that are augmented at once on the CPU: more leaves the cache
 
 
@@ -46,16 +47,14 @@ class Draw(NamedTuple):
 
     def apply(self, images: Tensor) -> Tensor:
         """Warp, then recolour (B, C, H, W): a new tensor in the dtype of `images`, float32 at least inside."""
-        if torch.compiler.is_compiling() or images.device.type != "cpu":
+        if torch.compiler.is_compiling() or images.device.type != "cpu" or images[:, 0].numel() <= SMALL:
             return self.recolor(self.warp(images)).to(images.dtype)
-        chunk = max(torch.get_num_threads(), CHUNK // max(1, self.size[0] * self.size[1]))
-        tensors = [t for t in (images, self.coarse_flow, self.coarse_color) if t is not None]
-        differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        if images.shape[0] <= chunk or differentiable:
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (images, *self[1:])):
             return self.recolor(self.warp(images)).to(images.dtype)
+        chunk = max(torch.get_num_threads(), CHUNK // (self.size[0] * self.size[1]))
         # Memory is taken once: on a CPU fresh pages, one fault each, cost more than the arithmetic on them.
         out = torch.empty(images.shape, dtype=torch.promote_types(images.dtype, torch.float32))
-        scratch = out.new_empty(chunk, 3, *self.size)
+        scratch = out.new_empty(min(chunk, len(images)), 3, *self.size)
         for k in range(0, len(images), chunk):
             part = Draw(self.size, *(t if t is None else t[k : k + chunk] for t in self[1:]))
             warped = part.warp(images[k : k + chunk])
