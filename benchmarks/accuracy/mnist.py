@@ -1,0 +1,238 @@
+"""MNIST with few labels: test error of augmentation arms, paired over seeds.
+
+    python benchmarks/accuracy/mnist.py --data ROOT --seeds 0-9            # runs what is missing, then prints the table
+    python benchmarks/accuracy/mnist.py --report                           # the table alone
+
+Protocol: the first 5,000 training images are the hyper-validation set, of which influence reads the first half and the
+second half is for choosing; a class-balanced subset of the others (50 per class, drawn by the seed) is labelled. The
+4-layer all-convolutional classifier at width 16 (TANDA: 64), batches of 50, SGD with Nesterov momentum, one cycle; images
+in [0, 1]. In a seed all arms share initialisation, order and schedule. An augmenting arm replaces half of each batch of
+cropped images by augmented copies.
+
+Every run is one line of results/mnist.jsonl: arm, seed, settings, errors, losses, seconds, versions, commit. An arm that
+is there for a seed with the same settings is not run again.
+"""
+
+import argparse
+import dataclasses
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from choice import Choice
+from paired import compare
+from torch.utils.data import TensorDataset
+from torchvision.datasets import MNIST
+from torchvision.transforms import v2
+
+from learned_aug import AugmenterConfig, fit
+from learned_aug.demo import all_conv
+from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig
+
+RESULTS = Path(__file__).parent / "results" / "mnist.jsonl"
+PIXELS = 1.0  # strength of the untrained prior, pixels at 32
+
+# Arms and what they need: a baseline, and an augmenter with the rule that chooses among its draws.
+ARMS = {
+    "none": (None, None, None),
+    "crop": ("crop", None, None),
+    "affine": ("affine", None, None),
+    "untrained": ("crop", "untrained", None),
+    "pretrained": ("crop", "pretrained", None),
+    "linear (paper)": ("crop", "linear", None),
+    "anchored": ("crop", "anchored", None),
+    "best of 2": ("crop", "untrained", "best"),
+    "worst of 2": ("crop", "untrained", "worst"),
+    "hardest of 2": ("crop", "untrained", "hardest"),
+    "random of 2": ("crop", "untrained", "random"),
+}
+FITS = {
+    "linear": MaximizeConfig(label_weight=0.0, trust_weight=0.0),
+    "anchored": MaximizeConfig(),
+}
+
+
+def load(root, seed, per_class):
+    """Training, influence, choosing and test sets as (images, labels)."""
+    source, test = (MNIST(root, train=flag) for flag in (True, False))
+    images, labels = source.data[:, None].float() / 255, source.targets
+    generator = torch.Generator().manual_seed(seed)
+    order = 5000 + torch.randperm(55000, generator=generator)
+    chosen = torch.cat([order[labels[order] == c][:per_class] for c in range(10)])
+    return {
+        "train": (images[chosen], labels[chosen]),
+        "influence": (images[:2500], labels[:2500]),
+        "choosing": (images[2500:5000], labels[2500:5000]),
+        "test": (test.data[:, None].float() / 255, test.targets),
+    }
+
+
+BASELINES = {
+    None: None,
+    "crop": v2.RandomCrop(28, padding=2),
+    "affine": v2.Compose([v2.RandomAffine(15, scale=(0.9, 1.1), shear=10), v2.RandomCrop(28, padding=2)]),
+}
+
+
+def train(data, seed, baseline, augment, steps, width):
+    """Train a classifier; the same start, order and schedule whatever the arm."""
+    torch.manual_seed(seed)
+    model = all_conv(width)
+    order = torch.Generator().manual_seed(seed)
+    images, labels = data["train"]
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=steps + 1, cycle_momentum=False)
+    augment = augment(model) if augment is not None else None
+    rows = torch.empty(0, dtype=torch.long)
+    for _ in range(steps):
+        if len(rows) < 50:
+            rows = torch.randperm(len(images), generator=order)
+        batch, rows = rows[:50], rows[50:]
+        x, y = images[batch], labels[batch]
+        if baseline is not None:
+            x = torch.stack([baseline(image) for image in x])
+        if augment is not None:
+            x = torch.cat([augment(x[:25], y[:25]), x[25:]])
+        model.train()
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def evaluate(model, images, labels):
+    logits = torch.cat([model(x) for x in images.split(500)])
+    return float((logits.argmax(1) != labels).double().mean()), float(F.cross_entropy(logits, labels))
+
+
+def fits(data, seed, model):
+    """The augmenters that the arms use, all fitted to the cropped classifier; and what they measure."""
+    out, figures = {}, {}
+    for name, maximize in FITS.items():
+        torch.manual_seed(seed)
+        result = fit(
+            model,
+            TensorDataset(*data["train"]),
+            TensorDataset(*data["influence"]),
+            baseline=BASELINES["crop"],
+            augmenter=AugmenterConfig(channels=1, size=28),
+            config=FitConfig(seed=seed, spread_pixels=PIXELS, pretrain=PretrainConfig(), maximize=maximize),
+            progress=False,
+        )
+        out |= {"untrained": result.untrained, "pretrained": result.pretrained, name: result.augmenter}
+        figures |= {"untrained": result.diagnostics["untrained"], "pretrained": result.diagnostics["pretrained"]}
+        figures[name] = result.diagnostics["fitted"]
+    return out, figures
+
+
+def run(args, seed, done):
+    data = load(args.data, seed, args.per_class)
+    settings = {"per_class": args.per_class, "steps": args.steps, "width": args.width, "pixels": PIXELS}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    augmenters, figures = None, {}
+    for arm in args.arms:
+        if (arm, seed, json.dumps(settings, sort_keys=True)) in done:
+            continue
+        baseline, source, rule = ARMS[arm]
+        if source is not None and augmenters is None:
+            model = train(data, seed, BASELINES["crop"], None, args.steps, args.width)
+            begin = time.perf_counter()
+            augmenters, figures = fits(data, seed, model)
+            fit_seconds = (time.perf_counter() - begin) / len(FITS)
+
+        def augment(model, source=source, rule=rule):
+            if rule is None:
+                return lambda images, labels: augmenters[source](images)
+            return Choice(augmenters[source], model, data["train"], data["influence"], rule)
+
+        begin = time.perf_counter()
+        model = train(data, seed, BASELINES[baseline], augment if source else None, args.steps, args.width)
+        seconds = time.perf_counter() - begin
+        scores = {part: evaluate(model, *data[part]) for part in ("choosing", "test")}
+        row = {
+            "arm": arm,
+            "seed": seed,
+            "settings": settings,
+            "test_error": scores["test"][0],
+            "test_loss": scores["test"][1],
+            "val_error": scores["choosing"][0],
+            "val_loss": scores["choosing"][1],
+            "seconds": round(seconds, 1),
+            "fit_seconds": round(fit_seconds, 1) if source else None,
+            "fit": dataclasses.asdict(FITS[source]) if source in FITS else None,
+            "diagnostics": figures.get(source),
+            "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
+            "device": f"cpu, {torch.get_num_threads()} threads, {platform.machine()}",
+            "command": " ".join(["python", *sys.argv]),
+            "commit": commit,
+        }
+        args.results.parent.mkdir(exist_ok=True)
+        with open(args.results, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(
+            f"seed {seed} {arm:16} test {row['test_error']:.2%} val {row['val_error']:.2%} {seconds:.0f} s", flush=True
+        )
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def report(rows, reference):
+    """Mean test error of each arm, and its paired difference to the reference."""
+    by_arm = defaultdict(dict)
+    for row in rows:
+        by_arm[row["arm"]][row["seed"]] = row
+    print(f"{'arm':16}  n  test error %      val error %   minus {reference!r}, points (95 %)     p")
+    for arm in ARMS:
+        runs = by_arm[arm]
+        if not runs:
+            continue
+        test, val = (torch.tensor([100 * r[key] for r in runs.values()]) for key in ("test_error", "val_error"))
+        line = f"{arm:16} {len(runs):2}  {test.mean():5.2f} +- {test.std():.2f}  {val.mean():11.2f}"
+        seeds = sorted(runs.keys() & by_arm[reference].keys())
+        if arm != reference and len(seeds) > 1:
+            pairs = [100 * (runs[s]["test_error"] - by_arm[reference][s]["test_error"]) for s in seeds]
+            mean, low, high, p = compare(pairs)
+            line += f"   {mean:+6.2f} [{low:+.2f}, {high:+.2f}]  {p:12.4f}"
+        print(line)
+
+
+def numbers(text):
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="root folder of torchvision.datasets.MNIST")
+    parser.add_argument("--seeds", type=numbers, default=range(0), help="such as 0-9")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--per-class", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--reference", default="untrained")
+    parser.add_argument("--report", action="store_true", help="only print the table")
+    args = parser.parse_args()
+    done = {(r["arm"], r["seed"], json.dumps(r["settings"], sort_keys=True)) for r in read(args.results)}
+    if not args.report:
+        if args.data is None:
+            parser.error("--data is needed to run")
+        for seed in args.seeds:
+            run(args, seed, done)
+    report(read(args.results), args.reference)
+
+
+if __name__ == "__main__":
+    main()
