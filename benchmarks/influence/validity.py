@@ -184,6 +184,9 @@ def run(images: Tensor, labels: Tensor, n_train: int, seed: int) -> tuple[list[R
                         "weight_decay": weight_decay,
                         **measured,
                         "actual_refit_drop": drop,
+                        "mean_square_feature_norm": float(train_batch.features.square().sum(1).mean()),
+                        "found_val_error": val_error(found, val_batch),
+                        "refitted_val_error": val_error(full.problem, val_batch),
                     }
                 )
     return rows, heads, points
@@ -261,21 +264,22 @@ def draw(rows: list[Row], points: Points, path: Path) -> None:
     for line, change in zip(axes, titles, strict=True):
         for axis, head in zip(line, ("refitted", "as_found"), strict=False):
             predicted, actual = points[change, head]
-            ends = [float(actual.min()), float(actual.max())]
+            ends = [1e6 * float(actual.min()), 1e6 * float(actual.max())]
             axis.plot(ends, ends, color="0.7", lw=1)
-            axis.scatter(predicted, actual, s=10)
-            axis.set(xlabel="predicted change of validation loss, nats", ylabel="after refitting, nats",
-                     title=f"{titles[change]}, head {head.replace('_', ' ')}")  # fmt: skip
-        for head, style in (("refitted", "o-"), ("as_found", "s--")):
-            for setting in dict.fromkeys((r.n_train, r.weight_decay) for r in rows):
+            axis.scatter(1e6 * predicted, 1e6 * actual, s=10)
+            axis.set(xlabel="predicted change of validation loss, micronats", ylabel="after refitting, micronats")
+            axis.set_title(f"{titles[change]}, head {head.replace('_', ' ')}")
+        for i, setting in enumerate(dict.fromkeys((r.n_train, r.weight_decay) for r in rows)):
+            for head, style in (("refitted", "o-"), ("as_found", "s--")):
                 key = (*setting, change, head, "exact")
                 chosen = [r for r in rows if (r.n_train, r.weight_decay, r.change, r.head, r.ihvp) == key]
                 means = [statistics.mean(r.pearson for r in chosen if r.damping == d) for d in DAMPING]
-                label = f"{head.replace('_', ' ')}, N {setting[0]:,}, decay {setting[1]:g}"
-                line[2].plot(range(len(DAMPING)), means, style, label=label)
-        line[2].set(xlabel="damping, mean eigenvalues", ylabel="Pearson, mean over seeds", title=titles[change])
+                label = f"N {setting[0]:,}, decay {setting[1]:g}" if head == "refitted" else None
+                line[2].plot(range(len(DAMPING)), means, style, color=f"C{i}", ms=4, label=label)
+        line[2].set(xlabel="damping, mean eigenvalues", ylabel="Pearson, mean over seeds", ylim=(-0.4, 1.05))
+        line[2].set_title(f"{titles[change]}; dashed: head as found")
         line[2].set_xticks(range(len(DAMPING)), [f"{d:g}" for d in DAMPING])
-        line[2].legend(fontsize=7)
+        line[2].legend(fontsize=7, ncols=2, loc="lower left")
     figure.savefig(path, dpi=110)
 
 

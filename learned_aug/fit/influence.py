@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .head import HeadBatch, HeadProblem, residuals
+from learned_aug.fit.head import HeadBatch, HeadProblem, residuals
 
 __all__ = [
     "Stationarity",
