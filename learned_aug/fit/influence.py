@@ -133,7 +133,7 @@ class Stationarity(NamedTuple):
     typical_drop: float  # root mean square of the predicted change if one training sample is left out, nats
 
 
-def check_stationary(problem: HeadProblem, ihvp: Tensor, limit: float = 0.05) -> Stationarity:
+def check_stationary(problem: HeadProblem, ihvp: Tensor, limit: float = 0.01) -> Stationarity:
     """Measure how far the head is from stationary, and warn beyond `limit`.
 
     Influences are changes of the *refitted* head. A head that is not stationary would move without any change of its
@@ -142,14 +142,16 @@ def check_stationary(problem: HeadProblem, ihvp: Tensor, limit: float = 0.05) ->
     Args:
         problem: the head as the influences use it.
         ihvp: s_val, (K, D + 1) or (K, D).
-        limit: on `relative`.
+        limit: on `relative`. In benchmarks/influence/validity.py heads at 0.04 to 0.1 predicted badly (Pearson 0.3 to
+            0.5), and the same heads refitted well.
 
     Warns:
         UserWarning: with the gradient norm and the predicted effect of refitting on the validation loss.
     """
     gradient = problem.gradient()
     r = residuals(problem.logits, problem.labels, problem.label_smoothing)
-    square = problem.features.to(r.dtype).square().sum(1) + (0.0 if problem.bias is None else 1.0)
+    square = torch.linalg.vector_norm(problem.features, dim=1, dtype=r.dtype).square()
+    square = square + (0.0 if problem.bias is None else 1.0)
     norm = float(gradient.norm())
     each = float((r.square().sum(1) * square).mean().sqrt())
     result = Stationarity(
