@@ -649,8 +649,8 @@ def refit(problem: HeadProblem, tolerance: float = 1e-9, max_steps: int = 100) -
         leaves no descent: check it.
     """
     now = problem.to(torch.float64)
-    norm = float(torch.linalg.vector_norm(now.features, dtype=torch.float64))
-    scale = (norm**2 / now.n_train + (0.0 if now.bias is None else 1.0)) ** 0.5
+    length = float(torch.linalg.vector_norm(now.features, dtype=torch.float64))
+    scale = (length**2 / now.n_train + (0.0 if now.bias is None else 1.0)) ** 0.5
     gradient = now.gradient()
     first = norm = float(gradient.norm())
     steps = 0
