@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 import warnings
@@ -97,6 +98,12 @@ def contenders(size: int, device: str, compile_too: bool) -> dict:
         for name, policy in batches.items():
             found[f"{name}, float batch"] = (lambda p=policy: p(floats), len(floats))
     return found
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return models[0].partition(":")[2].strip() if models else platform.processor() or platform.machine()
 
 
 def seconds(function, device: str) -> tuple[float, float]:
@@ -199,7 +206,8 @@ def main() -> None:
     report = {
         "command": "python " + " ".join(sys.argv),
         "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine(),
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else processor(),
         "threads": args.threads,
         "cores": os.cpu_count(),
         "versions": {
