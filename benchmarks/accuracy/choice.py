@@ -1,7 +1,7 @@
 """Choose among fresh dropout masks, per image, with the classifier as it stands: the hard limit of
 max_q E_q[-I] - beta KL(q || prior), whose answer is q ~ prior exp(-I / beta).
 
-Rules: "best" and "worst" by predicted influence, "hardest" by cross-entropy, "random" (the cost of choosing, no choice).
+Rules: "best" and "worst" by predicted influence, "hardest" by cross-entropy, "random" for control.
 """
 
 import copy
@@ -18,8 +18,8 @@ from learned_aug.fit.maximize import predicted_influence
 class Choice:
     """Called with images and labels; returns one augmented copy of each, chosen among `k`.
 
-    Influences are read from a snapshot of the classifier, renewed every `every` calls, with batch-norm statistics of the
-    training set and a refitted head.
+    Influences are read from a snapshot of the classifier, renewed every `every` calls, with batch-norm statistics of
+    the training set and a refitted head.
     """
 
     def __init__(self, augmenter, model, train, val, rule, *, k=2, every=100, damping=10.0, weight_decay=1e-3):

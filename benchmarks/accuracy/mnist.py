@@ -5,12 +5,12 @@
 
 Protocol: the first 5,000 training images are the hyper-validation set, of which influence reads the first half and the
 second half is for choosing; a class-balanced subset of the others (50 per class, drawn by the seed) is labelled. The
-4-layer all-convolutional classifier at width 16 (TANDA: 64), batches of 50, SGD with Nesterov momentum, one cycle; images
-in [0, 1]. In a seed all arms share initialisation, order and schedule. An augmenting arm replaces half of each batch of
-cropped images by augmented copies.
+4-layer all-convolutional classifier at width 16 (TANDA: 64), batches of 50, SGD with Nesterov momentum, one cycle;
+images in [0, 1]. In a seed all arms share initialisation, order and schedule. An augmenting arm replaces half of each
+batch of cropped images by augmented copies.
 
-Every run is one line of results/mnist.jsonl: arm, seed, settings, errors, losses, seconds, versions, commit. An arm that
-is there for a seed with the same settings is not run again.
+Every run is one line of results/mnist.jsonl: arm, seed, settings, errors, losses, seconds, versions, commit. An arm
+that is there for a seed with the same settings is not run again.
 """
 
 import argparse
@@ -135,6 +135,13 @@ def fits(data, seed, model):
     return out, figures
 
 
+def augmentation(augmenter, rule, data):
+    """From the classifier in training to a function of images and labels."""
+    if rule is None:
+        return lambda model: lambda images, labels: augmenter(images)
+    return lambda model: Choice(augmenter, model, data["train"], data["influence"], rule)
+
+
 def run(args, seed, done):
     data = load(args.data, seed, args.per_class)
     settings = {"per_class": args.per_class, "steps": args.steps, "width": args.width, "pixels": PIXELS}
@@ -150,13 +157,9 @@ def run(args, seed, done):
             augmenters, figures = fits(data, seed, model)
             fit_seconds = (time.perf_counter() - begin) / len(FITS)
 
-        def augment(model, source=source, rule=rule):
-            if rule is None:
-                return lambda images, labels: augmenters[source](images)
-            return Choice(augmenters[source], model, data["train"], data["influence"], rule)
-
         begin = time.perf_counter()
-        model = train(data, seed, BASELINES[baseline], augment if source else None, args.steps, args.width)
+        augment = augmentation(augmenters[source], rule, data) if source else None
+        model = train(data, seed, BASELINES[baseline], augment, args.steps, args.width)
         seconds = time.perf_counter() - begin
         scores = {part: evaluate(model, *data[part]) for part in ("choosing", "test")}
         row = {

@@ -89,11 +89,12 @@ def pretrain(
     if not config.steps:
         return
     real, _ = next(reals)
-    image_critic = ImageDiscriminator(real.shape[1]).to(real.device)
-    feature_critic = FeatureDiscriminator(tap.head.in_features).to(real.device)
+    image_critic, feature_critic = ImageDiscriminator(real.shape[1]), FeatureDiscriminator(tap.head.in_features)
     for module in (*image_critic, feature_critic):
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, 0.2, generator=generator)
+    image_critic.to(real.device)
+    feature_critic.to(real.device)
     weights = real.new_tensor([1.0, config.feature_weight])
 
     def judge(images: Tensor) -> Tensor:

@@ -220,3 +220,10 @@ def test_image_that_is_not_finite_is_named(model, few, crop, tiny):
     train = TensorDataset(images, torch.tensor([label for _, label in few[0]]))
     with pytest.raises(ValueError, match=r"train.*sample 123"):
         learned_aug.fit(model, train, few[1], baseline=crop, config=tiny, progress=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_fit_follows_the_model_to_the_gpu(model, few, crop, tiny):
+    result = learned_aug.fit(model.cuda(), *few, baseline=crop, config=tiny, progress=False)
+    assert all(p.is_cuda for p in result.augmenter.parameters())
