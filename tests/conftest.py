@@ -11,6 +11,9 @@ from torchvision.transforms import v2
 from learned_aug.demo import all_conv, digits
 from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig, RetrainConfig, retrain
 
+# Small tensors: a second thread costs more than it brings, and several test processes would fight for the cores.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def data():
