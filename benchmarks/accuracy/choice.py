@@ -22,9 +22,9 @@ class Choice:
     the training set and a refitted head.
     """
 
-    def __init__(self, augmenter, model, train, val, rule, *, k=2, every=100, damping=10.0, weight_decay=1e-3):
+    def __init__(self, augmenter, model, train, val, rule, *, k=2, every=100, damping=0.0, weight_decay=0.03):
         self.augmenter, self.model, self.train, self.val, self.rule = augmenter, model, train, val, rule
-        self.k, self.every, self.damping, self.weight_decay = k, every, damping, weight_decay
+        self.k, self.every, self.damping, self.weight_decay = k, every, damping, weight_decay  # units: InfluenceConfig
         self.calls = 0
 
     def __call__(self, images, labels):
@@ -63,7 +63,8 @@ class Choice:
             return
         with borrowed(self.snapshot), HeadTap(self.snapshot, find_head(self.snapshot)) as tap:
             train, val = (collect(tap, zip(x.split(500), y.split(500), strict=True)) for x, y in (self.train, self.val))
-            problem = HeadProblem.from_batch(train, tap.head, weight_decay=self.weight_decay)
+            decay = self.weight_decay * float(train.features.square().mean())
+            problem = HeadProblem.from_batch(train, tap.head, weight_decay=decay)
         self.head = refit(problem).problem
         features = val.features.to(self.head.weight.dtype)
         logits = F.linear(features, self.head.weight, self.head.bias)

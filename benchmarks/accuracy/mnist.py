@@ -34,12 +34,12 @@ from torchvision.transforms import v2
 
 from learned_aug import AugmenterConfig, fit
 from learned_aug.demo import all_conv
-from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig
+from learned_aug.fit import FitConfig, MaximizeConfig
 
 RESULTS = Path(__file__).parent / "results" / "mnist.jsonl"
 PIXELS = 1.0  # strength of the untrained prior, pixels at 32
 
-# Arms and what they need: a baseline, and an augmenter with the rule that chooses among its draws.
+# Arms and what they need: a baseline, an augmenter, and how to choose among its draws.
 ARMS = {
     "none": (None, None, None),
     "crop": ("crop", None, None),
@@ -48,10 +48,12 @@ ARMS = {
     "pretrained": ("crop", "pretrained", None),
     "linear (paper)": ("crop", "linear", None),
     "anchored": ("crop", "anchored", None),
-    "best of 2": ("crop", "untrained", "best"),
-    "worst of 2": ("crop", "untrained", "worst"),
-    "hardest of 2": ("crop", "untrained", "hardest"),
-    "random of 2": ("crop", "untrained", "random"),
+    "best of 2": ("crop", "untrained", {"rule": "best"}),
+    "worst of 2": ("crop", "untrained", {"rule": "worst"}),
+    "hardest of 2": ("crop", "untrained", {"rule": "hardest"}),
+    "random of 2": ("crop", "untrained", {"rule": "random"}),
+    "best of 4": ("crop", "untrained", {"rule": "best", "k": 4}),
+    "best of 2, damped": ("crop", "untrained", {"rule": "best", "damping": 10.0, "weight_decay": 1e-3}),
 }
 FITS = {
     "linear": MaximizeConfig(label_weight=0.0, trust_weight=0.0),
@@ -115,6 +117,10 @@ def evaluate(model, images, labels):
     return float((logits.argmax(1) != labels).double().mean()), float(F.cross_entropy(logits, labels))
 
 
+def config(seed, maximize=None):
+    return FitConfig(seed=seed, spread_pixels=PIXELS, maximize=maximize or MaximizeConfig())
+
+
 def fits(data, seed, model):
     """The augmenters that the arms use, all fitted to the cropped classifier; and what they measure."""
     out, figures = {}, {}
@@ -126,7 +132,7 @@ def fits(data, seed, model):
             TensorDataset(*data["influence"]),
             baseline=BASELINES["crop"],
             augmenter=AugmenterConfig(channels=1, size=28),
-            config=FitConfig(seed=seed, spread_pixels=PIXELS, pretrain=PretrainConfig(), maximize=maximize),
+            config=config(seed, maximize),
             progress=False,
         )
         out |= {"untrained": result.untrained, "pretrained": result.pretrained, name: result.augmenter}
@@ -135,11 +141,11 @@ def fits(data, seed, model):
     return out, figures
 
 
-def augmentation(augmenter, rule, data):
+def augmentation(augmenter, choice, data):
     """From the classifier in training to a function of images and labels."""
-    if rule is None:
+    if choice is None:
         return lambda model: lambda images, labels: augmenter(images)
-    return lambda model: Choice(augmenter, model, data["train"], data["influence"], rule)
+    return lambda model: Choice(augmenter, model, data["train"], data["influence"], **choice)
 
 
 def run(args, seed, done):
@@ -150,7 +156,7 @@ def run(args, seed, done):
     for arm in args.arms:
         if (arm, seed, json.dumps(settings, sort_keys=True)) in done:
             continue
-        baseline, source, rule = ARMS[arm]
+        baseline, source, choice = ARMS[arm]
         if source is not None and augmenters is None:
             model = train(data, seed, BASELINES["crop"], None, args.steps, args.width)
             begin = time.perf_counter()
@@ -158,7 +164,7 @@ def run(args, seed, done):
             fit_seconds = (time.perf_counter() - begin) / len(FITS)
 
         begin = time.perf_counter()
-        augment = augmentation(augmenters[source], rule, data) if source else None
+        augment = augmentation(augmenters[source], choice, data) if source else None
         model = train(data, seed, BASELINES[baseline], augment, args.steps, args.width)
         seconds = time.perf_counter() - begin
         scores = {part: evaluate(model, *data[part]) for part in ("choosing", "test")}
@@ -172,7 +178,8 @@ def run(args, seed, done):
             "val_loss": scores["choosing"][1],
             "seconds": round(seconds, 1),
             "fit_seconds": round(fit_seconds, 1) if source else None,
-            "fit": dataclasses.asdict(FITS[source]) if source in FITS else None,
+            "fit": dataclasses.asdict(config(seed, FITS.get(source))) if source else None,
+            "choice": choice,
             "diagnostics": figures.get(source),
             "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
             "device": f"cpu, {torch.get_num_threads()} threads, {platform.machine()}",
@@ -183,7 +190,7 @@ def run(args, seed, done):
         with open(args.results, "a") as file:
             file.write(json.dumps(row) + "\n")
         print(
-            f"seed {seed} {arm:16} test {row['test_error']:.2%} val {row['val_error']:.2%} {seconds:.0f} s", flush=True
+            f"seed {seed} {arm:18} test {row['test_error']:.2%} val {row['val_error']:.2%} {seconds:.0f} s", flush=True
         )
 
 
@@ -196,13 +203,13 @@ def report(rows, reference):
     by_arm = defaultdict(dict)
     for row in rows:
         by_arm[row["arm"]][row["seed"]] = row
-    print(f"{'arm':16}  n  test error %      val error %   minus {reference!r}, points (95 %)     p")
+    print(f"{'arm':18}  n  test error %      val error %   minus {reference!r}, points (95 %)     p")
     for arm in ARMS:
         runs = by_arm[arm]
         if not runs:
             continue
         test, val = (torch.tensor([100 * r[key] for r in runs.values()]) for key in ("test_error", "val_error"))
-        line = f"{arm:16} {len(runs):2}  {test.mean():5.2f} +- {test.std():.2f}  {val.mean():11.2f}"
+        line = f"{arm:18} {len(runs):2}  {test.mean():5.2f} +- {test.std():.2f}  {val.mean():11.2f}"
         seeds = sorted(runs.keys() & by_arm[reference].keys())
         if arm != reference and len(seeds) > 1:
             pairs = [100 * (runs[s]["test_error"] - by_arm[reference][s]["test_error"]) for s in seeds]

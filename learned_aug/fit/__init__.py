@@ -4,27 +4,84 @@ from learned_aug.fit.config import FitConfig, InfluenceConfig, MaximizeConfig, P
 from learned_aug.fit.diagnostics import effective_rank, measure
 from learned_aug.fit.events import Event, OnEvent, ProgressBars
 from learned_aug.fit.gan import pretrain, ragan_d_loss, ragan_g_loss
-from learned_aug.fit.maximize import maximize
+from learned_aug.fit.head import (
+    HeadBatch,
+    HeadProblem,
+    HeadTap,
+    RefitResult,
+    borrowed,
+    collect,
+    find_head,
+    mean_gradient,
+    refit,
+)
+from learned_aug.fit.ihvp import (
+    CG,
+    BlockDiagonal,
+    ConvergenceError,
+    Direct,
+    LiSSA,
+    PlainGradient,
+    Solution,
+    Solver,
+    relative_damping,
+    solve,
+)
+from learned_aug.fit.influence import (
+    Stationarity,
+    check_stationary,
+    influence_aug,
+    influence_up,
+    influence_up_params,
+    predicted_val_drop,
+)
+from learned_aug.fit.maximize import maximize, predicted_influence
 from learned_aug.fit.pipeline import FitResult, fit
 from learned_aug.fit.retrain import evaluate, retrain
 
 __all__ = [
+    "CG",
+    "BlockDiagonal",
+    "ConvergenceError",
+    "Direct",
     "Event",
     "FitConfig",
     "FitResult",
+    "HeadBatch",
+    "HeadProblem",
+    "HeadTap",
     "InfluenceConfig",
+    "LiSSA",
     "MaximizeConfig",
     "OnEvent",
+    "PlainGradient",
     "PretrainConfig",
     "ProgressBars",
+    "RefitResult",
     "RetrainConfig",
+    "Solution",
+    "Solver",
+    "Stationarity",
+    "borrowed",
+    "check_stationary",
+    "collect",
     "effective_rank",
     "evaluate",
+    "find_head",
     "fit",
+    "influence_aug",
+    "influence_up",
+    "influence_up_params",
     "maximize",
+    "mean_gradient",
     "measure",
+    "predicted_influence",
+    "predicted_val_drop",
     "pretrain",
     "ragan_d_loss",
     "ragan_g_loss",
+    "refit",
+    "relative_damping",
     "retrain",
+    "solve",
 ]

@@ -20,7 +20,7 @@ from learned_aug.fit.events import Event, OnEvent, ProgressBars
 from learned_aug.fit.gan import pretrain
 from learned_aug.fit.head import HeadBatch, HeadProblem, HeadTap, borrowed, collect, find_head, mean_gradient, refit
 from learned_aug.fit.ihvp import Solution, relative_damping, solve
-from learned_aug.fit.influence import predicted_val_drop
+from learned_aug.fit.influence import check_stationary, predicted_val_drop
 from learned_aug.fit.maximize import maximize, predicted_influence
 from learned_aug.nets import AugmenterConfig
 
@@ -200,16 +200,24 @@ def fit(
 
 def _solve(train: HeadBatch, val: HeadBatch, layer: nn.Linear, config: InfluenceConfig) -> tuple[HeadProblem, Solution]:
     """The head, refitted if asked for, and s_val at it."""
-    problem = HeadProblem.from_batch(
-        train, layer, label_smoothing=config.label_smoothing, weight_decay=config.weight_decay
-    )
+    decay = config.weight_decay * float(train.features.square().mean(dtype=torch.float32))
+    problem = HeadProblem.from_batch(train, layer, label_smoothing=config.label_smoothing, weight_decay=decay)
     if config.refit_head:
-        problem = refit(problem).problem
+        refitted = refit(problem)
+        problem = refitted.problem
+        if not refitted.converged:
+            warnings.warn(
+                f"the head could not be refitted in {refitted.steps} steps, its gradient is still "
+                f"{refitted.gradient_norm:.1e}: predictions will be off; raise InfluenceConfig.weight_decay",
+                stacklevel=3,
+            )
     features = val.features.to(problem.weight.dtype)
     logits = torch.nn.functional.linear(features, problem.weight, problem.bias)
     gradient = mean_gradient(HeadBatch(features, logits, val.labels), problem.bias is not None)
-    damping = relative_damping(problem, config.damping)
-    return problem, solve(problem, gradient, damping, config.solver)
+    solution = solve(problem, gradient, relative_damping(problem, config.damping), config.solver)
+    if not config.refit_head:
+        check_stationary(problem, solution.value)
+    return problem, solution
 
 
 def _refuse_same(train: Data, val: Data) -> None:
