@@ -68,13 +68,32 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         self.p, self.strength = p, strength
 
     @classmethod
-    def from_pretrained(cls, folder: str | PathLike[str], *, p: float = 1.0, strength: float = 1.0) -> LearnedAugment:
-        """Read a folder that :meth:`Augmenter.save_pretrained` wrote.
+    def from_pretrained(
+        cls,
+        source: str | PathLike[str],
+        *,
+        p: float = 1.0,
+        strength: float = 1.0,
+        revision: str | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+        token: str | bool | None = None,
+    ) -> LearnedAugment:
+        """Read pretrained weights, a Hub repository, or a folder, as :meth:`Augmenter.from_pretrained` does.
+
+        Args:
+            source: see there.
+            p: see the class.
+            strength: see the class.
+            revision: of a Hub repository.
+            cache_dir: of Hub downloads.
+            token: for private repositories.
 
         Raises:
-            WeightsError: if a file is missing, damaged, or does not fit.
+            ValueError: if `source` is no such name.
+            WeightsError: if the weights cannot be had, are damaged, or do not fit.
         """
-        return cls(Augmenter.from_pretrained(folder), p=p, strength=strength)
+        augmenter = Augmenter.from_pretrained(source, revision=revision, cache_dir=cache_dir, token=token)
+        return cls(augmenter, p=p, strength=strength)
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
         """Refuse what torchvision would pass by in silence."""
