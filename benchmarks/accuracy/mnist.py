@@ -34,7 +34,7 @@ from torchvision.transforms import v2
 
 from learned_aug import AugmenterConfig, fit
 from learned_aug.demo import all_conv
-from learned_aug.fit import FitConfig, MaximizeConfig
+from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "mnist.jsonl"
 PIXELS = 1.0  # strength of the untrained prior, pixels at 32
@@ -55,6 +55,7 @@ ARMS = {
     "best of 4": ("crop", "untrained", {"rule": "best", "k": 4}),
     "best of 2, damped": ("crop", "untrained", {"rule": "best", "damping": 10.0, "weight_decay": 1e-3}),
 }
+NO_STEPS = MaximizeConfig(steps=0)
 FITS = {
     "linear": MaximizeConfig(label_weight=0.0, trust_weight=0.0),
     "anchored": MaximizeConfig(),
@@ -117,28 +118,26 @@ def evaluate(model, images, labels):
     return float((logits.argmax(1) != labels).double().mean()), float(F.cross_entropy(logits, labels))
 
 
-def config(seed, maximize=None):
-    return FitConfig(seed=seed, spread_pixels=PIXELS, maximize=maximize or MaximizeConfig())
+def config(seed, source):
+    """Of the fit that gives an augmenter; the untrained one needs no steps."""
+    pretrain = PretrainConfig(steps=0) if source == "untrained" else PretrainConfig()
+    return FitConfig(seed=seed, spread_pixels=PIXELS, pretrain=pretrain, maximize=FITS.get(source, NO_STEPS))
 
 
-def fits(data, seed, model):
-    """The augmenters that the arms use, all fitted to the cropped classifier; and what they measure."""
-    out, figures = {}, {}
-    for name, maximize in FITS.items():
-        torch.manual_seed(seed)
-        result = fit(
-            model,
-            TensorDataset(*data["train"]),
-            TensorDataset(*data["influence"]),
-            baseline=BASELINES["crop"],
-            augmenter=AugmenterConfig(channels=1, size=28),
-            config=config(seed, maximize),
-            progress=False,
-        )
-        out |= {"untrained": result.untrained, "pretrained": result.pretrained, name: result.augmenter}
-        figures |= {"untrained": result.diagnostics["untrained"], "pretrained": result.diagnostics["pretrained"]}
-        figures[name] = result.diagnostics["fitted"]
-    return out, figures
+def fitted(source, data, seed, model):
+    """An augmenter fitted to the cropped classifier, what it does, and the seconds it took."""
+    torch.manual_seed(seed)
+    begin = time.perf_counter()
+    result = fit(
+        model,
+        TensorDataset(*data["train"]),
+        TensorDataset(*data["influence"]),
+        baseline=BASELINES["crop"],
+        augmenter=AugmenterConfig(channels=1, size=28),
+        config=config(seed, source),
+        progress=False,
+    )
+    return result.augmenter, result.diagnostics["fitted"], time.perf_counter() - begin
 
 
 def augmentation(augmenter, choice, data):
@@ -152,22 +151,21 @@ def run(args, seed, done):
     data = load(args.data, seed, args.per_class)
     settings = {"per_class": args.per_class, "steps": args.steps, "width": args.width, "pixels": PIXELS}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    augmenters, figures = None, {}
+    model, fits = None, {}
     for arm in args.arms:
         if (arm, seed, json.dumps(settings, sort_keys=True)) in done:
             continue
         baseline, source, choice = ARMS[arm]
-        if source is not None and augmenters is None:
-            model = train(data, seed, BASELINES["crop"], None, args.steps, args.width)
-            begin = time.perf_counter()
-            augmenters, figures = fits(data, seed, model)
-            fit_seconds = (time.perf_counter() - begin) / len(FITS)
-
+        if source is not None and source not in fits:
+            if model is None:
+                model = train(data, seed, BASELINES["crop"], None, args.steps, args.width)
+            fits[source] = fitted(source, data, seed, model)
+        augmenter, diagnostics, fit_seconds = fits.get(source, (None, None, None))
         begin = time.perf_counter()
-        augment = augmentation(augmenters[source], choice, data) if source else None
-        model = train(data, seed, BASELINES[baseline], augment, args.steps, args.width)
+        augment = augmentation(augmenter, choice, data) if source else None
+        final = train(data, seed, BASELINES[baseline], augment, args.steps, args.width)
         seconds = time.perf_counter() - begin
-        scores = {part: evaluate(model, *data[part]) for part in ("choosing", "test")}
+        scores = {part: evaluate(final, *data[part]) for part in ("choosing", "test")}
         row = {
             "arm": arm,
             "seed": seed,
@@ -177,10 +175,10 @@ def run(args, seed, done):
             "val_error": scores["choosing"][0],
             "val_loss": scores["choosing"][1],
             "seconds": round(seconds, 1),
-            "fit_seconds": round(fit_seconds, 1) if source else None,
-            "fit": dataclasses.asdict(config(seed, FITS.get(source))) if source else None,
+            "fit_seconds": source and round(fit_seconds, 1),
+            "fit": source and dataclasses.asdict(config(seed, source)),
             "choice": choice,
-            "diagnostics": figures.get(source),
+            "diagnostics": diagnostics,
             "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
             "device": f"cpu, {torch.get_num_threads()} threads, {platform.machine()}",
             "command": " ".join(["python", *sys.argv]),
