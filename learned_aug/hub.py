@@ -346,15 +346,14 @@ def _explained(repo_id: str, name: str | None, revision: str | None) -> Iterator
 
     label = f"{repo_id}{'' if name is None else '/' + name} at {'main' if revision is None else revision}"
     login = "log in with `hf auth login`, or pass token="
+    instead = "or keep the weights with save_pretrained" if name is None else "or give a local folder as './folder'"
     try:
         yield
     except WeightsError:
         raise
-    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
-        raise _UnreachableError(
-            f"{label} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it; unset it once, copy the cache "
-            "from a machine that has it, or give a local folder as './folder'"
-        ) from error
+    except errors.OfflineModeIsEnabled as error:
+        problem = "cannot be published" if name is None else "is not in the cache, and cannot be fetched"
+        raise _UnreachableError(f"{label} {problem} while HF_HUB_OFFLINE is set; unset it, {instead}") from error
     except errors.LocalTokenNotFoundError as error:
         raise WeightsError(f"{label}: token=True, but none is stored; {login}") from error
     except errors.GatedRepoError as error:
@@ -381,13 +380,16 @@ def _explained(repo_id: str, name: str | None, revision: str | None) -> Iterator
             raise WeightsError(f"{label}: the token does not permit this (403); {login} that does") from error
         if status == 429 or status >= 500:
             raise _UnreachableError(f"{label}: the Hub failed ({status}); try again in a while") from error
-        raise WeightsError(f"{label}: the Hub refused ({status}): {error}") from error
+        raise WeightsError(f"{label}: the Hub refused ({status}: {_first_line(error)}); check the name") from error
     except Exception as error:  # the client's transport errors are no OSError, and their package depends on its version
-        reason = str(error) or type(error).__name__
         raise _UnreachableError(
-            f"{label}: {constants.ENDPOINT} could not be reached or did not answer ({reason}); check the network, the "
-            "proxy and HF_ENDPOINT, or give a local folder as './folder'"
+            f"{label}: {constants.ENDPOINT} could not be reached or did not answer ({_first_line(error)}); check the "
+            f"network, the proxy and HF_ENDPOINT, {instead}"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:

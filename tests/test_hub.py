@@ -51,6 +51,9 @@ def server(monkeypatch, tmp_path):
         server.repos[REPO] = Repo()
         server.head = server.repos[REPO].commit(server.files)
         yield server
+        # A thread of the server that outlives the test must not be the last to hold tensors: torch aborts the process
+        # if they are freed while the interpreter exits.
+        del server.augmenter
 
 
 @pytest.fixture
@@ -187,9 +190,11 @@ def test_offline_mode_and_a_dead_network_use_the_cached_branch(server, cache, mo
     server.log.clear()
     assert same(Augmenter.from_pretrained(REPO, cache_dir=cache), server.augmenter)
     assert server.log == []
-    with pytest.raises(WeightsError, match=r"org/aug/config.json at dev is not in the cache.*HF_HUB_OFFLINE"):
+    with pytest.raises(
+        WeightsError, match=r"org/aug/config.json at dev is not in the cache.*HF_HUB_OFFLINE.*\./folder"
+    ):
         Augmenter.from_pretrained(REPO, revision="dev", cache_dir=cache)
-    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE"):
+    with pytest.raises(WeightsError, match=r"org/aug.*published while HF_HUB_OFFLINE.*save_pretrained"):
         server.augmenter.push_to_hub(REPO)
 
 
@@ -295,8 +300,8 @@ ANSWERS = {  # to the first request, about config.json
     "404 repository": (Fault(status=404, code="RepoNotFound"), "no such repository"),
     "404 revision": (Fault(status=404, code="RevisionNotFound"), "no such branch, tag or commit"),
     "404 file": (Fault(status=404, code="EntryNotFound"), "no such file"),
-    "404 of no Hub": (Fault(status=404), "refused \\(404\\)"),
-    "400": (Fault(status=400), "refused \\(400\\)"),
+    "404 of no Hub": (Fault(status=404), "refused \\(404"),
+    "400": (Fault(status=400), "refused \\(400"),
     "429": (Fault(status=429), "failed \\(429\\)|did not answer"),  # early clients retry for longer than we wait
     "500": (Fault(status=500), "failed \\(500\\)"),
     "502": (Fault(status=502), "failed \\(502\\)"),
@@ -654,7 +659,7 @@ PUSHES = {
     "preupload: 404": (("POST", "/preupload/main", Fault(status=404, code="RevisionNotFound")), "no such branch"),
     "preupload: 403": (("POST", "/preupload/main", Fault(status=403)), "403"),
     "commit: 403": (("POST", "/commit/main", Fault(status=403)), "403"),
-    "commit: 409": (("POST", "/commit/main", Fault(status=409)), "refused \\(409\\)"),
+    "commit: 409": (("POST", "/commit/main", Fault(status=409)), "refused \\(409"),
     "commit: never": (("POST", "/commit/main", Fault(silent=True)), "did not answer"),
     "lfs: 403": (("POST", "/batch", Fault(status=403)), "403"),
 }

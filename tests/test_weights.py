@@ -74,6 +74,12 @@ def test_missing_file_is_named(folder, name):
         Augmenter.from_pretrained(folder)
 
 
+def test_pickled_weights_are_named_and_not_loaded(folder):
+    (folder / WEIGHTS_NAME).rename(folder / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"no model.safetensors, only \['pytorch_model.bin'\].*never loaded"):
+        Augmenter.from_pretrained(folder)
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=st.sampled_from(["cut", "random", "append", "html"]), where=st.integers(0, 10_000), junk=st.binary())
 @pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME])
