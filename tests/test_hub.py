@@ -4,7 +4,9 @@ import dataclasses
 import json
 import os
 import pickle
+import runpy
 import socket
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -278,6 +280,17 @@ def test_a_result_that_cannot_be_is_refused(values):
 def test_a_picture_that_is_no_png_is_refused(tmp_path):
     with pytest.raises(ValueError, match="PNG"):
         Augmenter(CONFIG).save_pretrained(tmp_path, card=CardFacts(pictures={"README.md": "x"}))
+
+
+def test_publish_example_publishes(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    server.augmenter.save_pretrained(tmp_path / "mine")
+    monkeypatch.setattr(sys, "argv", ["publish.py", str(tmp_path / "mine"), "me/mine", "--private"])
+    runpy.run_path(str(Path(__file__).parents[1] / "examples" / "publish.py"), run_name="__main__")
+    repo = server.repos["me/mine"]
+    assert repo.refs["main"] in capsys.readouterr().out
+    assert repo.private
+    assert sorted(repo.files("main")) == ["README.md", CONFIG_NAME, WEIGHTS_NAME]
 
 
 # Faults while reading
