@@ -26,10 +26,13 @@ ALLOWED = {
     "fit.config": {"fit.ihvp"},
     "fit.diagnostics": {"augmenter", "fit.head"},
     "fit.gan": {"augmenter", "fit.config", "fit.diagnostics", "fit.events", "fit.head"},
-    "fit.maximize": {"augmenter", "fit.config", "fit.diagnostics", "fit.events", "fit.head", "fit.influence"},
-    "fit.retrain": {"fit.config", "fit.data", "fit.events"},
+    "fit.s_val": {"fit.config", "fit.head", "fit.ihvp", "fit.influence"},
+    "fit.choose": {"augmenter", "fit.config", "fit.data", "fit.head", "fit.influence", "fit.s_val"},
+    "fit.maximize": {"augmenter"}
+    | {f"fit.{m}" for m in ["config", "diagnostics", "events", "head", "influence", "s_val"]},
+    "fit.retrain": {"fit.choose", "fit.config", "fit.data", "fit.events"},
     "fit.pipeline": {"augmenter", "nets"}
-    | {f"fit.{m}" for m in ["config", "data", "diagnostics", "events", "gan", "head", "ihvp", "influence", "maximize"]},
+    | {f"fit.{m}" for m in ["config", "data", "diagnostics", "events", "gan", "head", "ihvp", "influence", "maximize", "s_val"]},
     "viz": {"augmenter", "fit.events"},
     "demo": {"fit", "transform", "viz", "weights"},
     "cli": {"demo"},

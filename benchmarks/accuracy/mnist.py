@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import torchvision
-from choice import Choice
+from choice import Hardest, Random, Worst
 from paired import compare
 from torch.utils.data import TensorDataset
 from torchvision.datasets import MNIST
@@ -34,7 +34,7 @@ from torchvision.transforms import v2
 
 from learned_aug import AugmenterConfig, fit
 from learned_aug.demo import all_conv
-from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig
+from learned_aug.fit import DrawChoice, FitConfig, InfluenceConfig, MaximizeConfig, PretrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "mnist.jsonl"
 PIXELS = 1.0  # strength of the untrained prior, pixels at 32
@@ -48,12 +48,12 @@ ARMS = {
     "pretrained": ("crop", "pretrained", None),
     "linear (paper)": ("crop", "linear", None),
     "anchored": ("crop", "anchored", None),
-    "best of 2": ("crop", "untrained", {"rule": "best"}),
+    "best of 2": ("crop", "untrained", {}),
     "worst of 2": ("crop", "untrained", {"rule": "worst"}),
     "hardest of 2": ("crop", "untrained", {"rule": "hardest"}),
     "random of 2": ("crop", "untrained", {"rule": "random"}),
-    "best of 4": ("crop", "untrained", {"rule": "best", "k": 4}),
-    "best of 2, damped": ("crop", "untrained", {"rule": "best", "damping": 10.0, "weight_decay": 1e-3}),
+    "best of 4": ("crop", "untrained", {"draws": 4}),
+    "best of 2, damped": ("crop", "untrained", {"damping": 10.0, "weight_decay": 1e-3}),
 }
 NO_STEPS = MaximizeConfig(steps=0)
 FITS = {
@@ -144,7 +144,10 @@ def augmentation(augmenter, choice, data):
     """From the classifier in training to a function of images and labels."""
     if choice is None:
         return lambda model: lambda images, labels: augmenter(images)
-    return lambda model: Choice(augmenter, model, data["train"], data["influence"], **choice)
+    kind = {"best": DrawChoice, "worst": Worst, "hardest": Hardest, "random": Random}[choice.get("rule", "best")]
+    influence = InfluenceConfig(**{k: choice[k] for k in ("damping", "weight_decay") if k in choice})
+    train, val = TensorDataset(*data["train"]), TensorDataset(*data["influence"])
+    return lambda model: kind(augmenter, model, train, val, draws=choice.get("draws", 2), config=influence)
 
 
 def run(args, seed, done):

@@ -2,8 +2,9 @@
 
 The problem: softmax regression on N features of dimension D with K classes, float32, at weights that fit part of it;
 the right-hand side is the gradient of other samples; damping 10 mean eigenvalues of H and 0.1. Features are synthetic:
-ReLU of correlated Gaussians, whose spectrum falls as a trained network's does. Each solver is asked for a relative residual of 1e-3, which is then measured in float64, outside the timing. Every run is its own
-process with a time limit; its peak memory is the whole process less what it held before the solve.
+ReLU of correlated Gaussians, whose spectrum falls as a trained network's does. Each solver is asked for a relative
+residual of 1e-3, which is then measured in float64, outside the timing. Every run is its own process with a time limit;
+its peak memory is the whole process less what it held before the solve.
 
     python benchmarks/influence/speed.py
 

@@ -1,5 +1,6 @@
 """Fitting an augmenter to a classifier: the stages, their settings and their results."""
 
+from learned_aug.fit.choose import DrawChoice
 from learned_aug.fit.config import FitConfig, InfluenceConfig, MaximizeConfig, PretrainConfig, RetrainConfig
 from learned_aug.fit.diagnostics import effective_rank, measure
 from learned_aug.fit.events import Event, OnEvent, ProgressBars
@@ -35,15 +36,17 @@ from learned_aug.fit.influence import (
     influence_up_params,
     predicted_val_drop,
 )
-from learned_aug.fit.maximize import maximize, predicted_influence
+from learned_aug.fit.maximize import maximize
 from learned_aug.fit.pipeline import FitResult, fit
 from learned_aug.fit.retrain import evaluate, retrain
+from learned_aug.fit.s_val import predicted_influence, solve_s_val
 
 __all__ = [
     "CG",
     "BlockDiagonal",
     "ConvergenceError",
     "Direct",
+    "DrawChoice",
     "Event",
     "FitConfig",
     "FitResult",
@@ -84,4 +87,5 @@ __all__ = [
     "relative_damping",
     "retrain",
     "solve",
+    "solve_s_val",
 ]

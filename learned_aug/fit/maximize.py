@@ -13,35 +13,11 @@ from learned_aug.augmenter import Augmented, Augmenter
 from learned_aug.fit.config import MaximizeConfig
 from learned_aug.fit.diagnostics import draw_distance
 from learned_aug.fit.events import Event, OnEvent
-from learned_aug.fit.head import HeadBatch, HeadProblem, HeadTap
-from learned_aug.fit.influence import influence_aug, predicted_val_drop
+from learned_aug.fit.head import HeadProblem, HeadTap
+from learned_aug.fit.influence import predicted_val_drop
+from learned_aug.fit.s_val import predicted_influence
 
-__all__ = ["maximize", "predicted_influence"]
-
-
-def predicted_influence(
-    tap: HeadTap, head: HeadProblem, ihvp: Tensor, images: Tensor, augmented: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """:func:`influence_aug` of images, and the logits of the user's model on the augmented ones.
-
-    Args:
-        tap: open, on the borrowed model.
-        head: whose weights give the logits of the influence; a refitted copy, or the model's own.
-        ihvp: s_val, (K, D + 1), computed for `head`.
-        images: originals, (B, C, H, W).
-        augmented: their copies, (B, C, H, W).
-        labels: (B,).
-
-    Returns:
-        Influence (B,), negative is good, and logits (B, K); both differentiable through `augmented`.
-    """
-    weight, bias = head.weight.to(images.dtype), None if head.bias is None else head.bias.to(images.dtype)
-    with torch.no_grad():
-        features, _ = tap(images)
-        orig = HeadBatch(features, F.linear(features, weight, bias), labels)
-    features, logits = tap(augmented)
-    aug = HeadBatch(features, F.linear(features, weight, bias), labels)
-    return influence_aug(ihvp, aug, orig, head.label_smoothing), logits
+__all__ = ["maximize"]
 
 
 def maximize(

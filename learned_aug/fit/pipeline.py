@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from learned_aug.augmenter import Augmenter
-from learned_aug.fit.config import FitConfig, InfluenceConfig
+from learned_aug.fit.config import FitConfig
 from learned_aug.fit.data import Batches, Data, is_random
 from learned_aug.fit.diagnostics import measure
 from learned_aug.fit.events import Event, OnEvent, ProgressBars
 from learned_aug.fit.gan import pretrain
-from learned_aug.fit.head import HeadBatch, HeadProblem, HeadTap, borrowed, collect, find_head, mean_gradient, refit
-from learned_aug.fit.ihvp import Solution, relative_damping, solve
-from learned_aug.fit.influence import check_stationary, predicted_val_drop
-from learned_aug.fit.maximize import maximize, predicted_influence
+from learned_aug.fit.head import HeadTap, borrowed, collect, find_head
+from learned_aug.fit.ihvp import Solution
+from learned_aug.fit.influence import predicted_val_drop
+from learned_aug.fit.maximize import maximize
+from learned_aug.fit.s_val import predicted_influence, solve_s_val
 from learned_aug.nets import AugmenterConfig
 
 __all__ = ["FitResult", "fit"]
@@ -146,7 +147,7 @@ def fit(
                 "resembles that of unseen images; use more",
                 stacklevel=2,
             )
-        problem, solution = _solve(train_batch, val_batch, layer, config.influence)
+        problem, solution = solve_s_val(train_batch, val_batch, layer, config.influence)
         notify(Event("ihvp", 1, 1, {"residual": solution.residual, "steps": float(solution.steps)}))
 
         # The calibrated start.
@@ -196,28 +197,6 @@ def fit(
         history=history,
         config=config,
     )
-
-
-def _solve(train: HeadBatch, val: HeadBatch, layer: nn.Linear, config: InfluenceConfig) -> tuple[HeadProblem, Solution]:
-    """The head, refitted if asked for, and s_val at it."""
-    decay = config.weight_decay * float(train.features.square().mean(dtype=torch.float32))
-    problem = HeadProblem.from_batch(train, layer, label_smoothing=config.label_smoothing, weight_decay=decay)
-    if config.refit_head:
-        refitted = refit(problem)
-        problem = refitted.problem
-        if not refitted.converged:
-            warnings.warn(
-                f"the head could not be refitted in {refitted.steps} steps, its gradient is still "
-                f"{refitted.gradient_norm:.1e}: predictions will be off; raise InfluenceConfig.weight_decay",
-                stacklevel=3,
-            )
-    features = val.features.to(problem.weight.dtype)
-    logits = torch.nn.functional.linear(features, problem.weight, problem.bias)
-    gradient = mean_gradient(HeadBatch(features, logits, val.labels), problem.bias is not None)
-    solution = solve(problem, gradient, relative_damping(problem, config.damping), config.solver)
-    if not config.refit_head:
-        check_stationary(problem, solution.value)
-    return problem, solution
 
 
 def _refuse_same(train: Data, val: Data) -> None:

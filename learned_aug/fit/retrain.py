@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from learned_aug.fit.choose import DrawChoice
 from learned_aug.fit.config import RetrainConfig
 from learned_aug.fit.data import Batches, Data
 from learned_aug.fit.events import Event, OnEvent
@@ -20,7 +21,7 @@ def retrain(
     train: Data,
     config: RetrainConfig | None = None,
     *,
-    augment: Callable[[Tensor], Tensor] | None = None,
+    augment: Callable[[Tensor], Tensor] | DrawChoice | None = None,
     baseline: Callable[[Tensor], Tensor] | None = None,
     generator: torch.Generator | None = None,
     on_event: OnEvent | None = None,
@@ -31,7 +32,8 @@ def retrain(
         model: a fresh classifier; trained on its own device.
         train: (image, label) pairs, as :func:`learned_aug.fit` takes them.
         config: settings; `mix` is the share of each batch that `augment` replaces.
-        augment: on batches (B, C, H, W), such as an Augmenter; None trains on the baseline alone.
+        augment: on batches (B, C, H, W), such as an Augmenter, or a :class:`DrawChoice` for this `model`, which also
+            sees the labels; None trains on the baseline alone.
         baseline: on single images (C, H, W), before `augment`.
         generator: of the order of a Dataset's samples.
         on_event: gets "retrain" events: loss (nats).
@@ -62,7 +64,8 @@ def retrain(
     for step in range(config.steps):
         images, labels = next(batches)
         if augment is not None and (n := round(config.mix * len(images))):
-            images = torch.cat([augment(images[:n]), images[n:]])
+            part = augment(images[:n], labels[:n]) if isinstance(augment, DrawChoice) else augment(images[:n])
+            images = torch.cat([part, images[n:]])
         loss = F.cross_entropy(model(images), labels, label_smoothing=config.label_smoothing)
         optimizer.zero_grad()
         loss.backward()

@@ -1,0 +1,105 @@
+"""Choose among fresh draws by influence, with the classifier as it stands while it is trained."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from learned_aug.augmenter import Augmenter
+from learned_aug.fit.config import InfluenceConfig
+from learned_aug.fit.data import Batches, Data
+from learned_aug.fit.head import HeadBatch, HeadTap, collect, find_head
+from learned_aug.fit.influence import influence_up
+from learned_aug.fit.s_val import solve_s_val
+
+__all__ = ["DrawChoice"]
+
+
+class DrawChoice:
+    """Augments each image by the best of `draws` fresh draws: the one whose influence predicts the lowest loss.
+
+    Moving E and G along the influence ends in one warp for all, because the influence is linear in the distribution q
+    of the draws. The form that keeps them diverse, min_q E_q[I] + beta KL(q || prior), has the answer
+    q ~ prior exp(-I / beta); the best of a few draws from the prior is its hard limit.
+
+    Influences are read from a snapshot of the classifier, renewed every `every` calls: batch-norm statistics measured
+    anew (those of a classifier in training lag behind), head refitted, s_val solved. A renewal is a pass over `train`
+    twice and over `val` once, a call is a forward pass for each draw.
+
+    Args:
+        augmenter: the prior; calibrated or fitted.
+        model: the classifier in training, never changed here.
+        train: (image, label) pairs without augmentation.
+        val: the hyper-validation set; errors on it are no longer honest, for the choice follows it.
+        draws: for each image, at least 1.
+        every: calls between two snapshots.
+        config: of s_val.
+        head: name of the last Linear, by default the last one registered.
+    """
+
+    def __init__(
+        self,
+        augmenter: Augmenter,
+        model: nn.Module,
+        train: Data,
+        val: Data,
+        *,
+        draws: int = 2,
+        every: int = 100,
+        config: InfluenceConfig | None = None,
+        head: str | None = None,
+    ) -> None:
+        for name, value in (("draws", draws), ("every", every)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.augmenter, self.model, self.draws, self.every = augmenter, model, draws, every
+        self.config = config if config is not None else InfluenceConfig()
+        self.head_name = head
+        device = find_head(model, head).weight.device
+        self.train, self.val = (
+            Batches(data, name, batch_size=256, device=device) for data, name in ((train, "train"), (val, "val"))
+        )
+        self.calls = 0
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Augmented copies of (B, C, H, W) with labels (B,)."""
+        if self.calls % self.every == 0:
+            self.renew()
+        self.calls += 1
+        drawn = torch.cat([self.augmenter(images) for _ in range(self.draws)])
+        best = self.score(drawn, labels.repeat(self.draws)).view(self.draws, -1).argmax(0)
+        return drawn.view(self.draws, *images.shape)[best, torch.arange(len(images), device=images.device)]
+
+    def score(self, augmented: Tensor, labels: Tensor) -> Tensor:
+        """What is maximised, (B,): minus the influence of up-weighting a draw, less that of its image, a constant."""
+        features, _ = self.tap(augmented)
+        features = features.to(self.ihvp.dtype)
+        logits = F.linear(features, self.problem.weight, self.problem.bias)
+        return -influence_up(self.ihvp, HeadBatch(features, logits, labels), self.config.label_smoothing)
+
+    def renew(self) -> None:
+        """Take a new snapshot of the model and solve for s_val at it."""
+        snapshot = copy.deepcopy(self.model)
+        self._measure_batch_norm(snapshot)
+        snapshot.eval()
+        # The snapshot is ours: there is nothing to give back, and the hook stays as long as it does.
+        self.tap = HeadTap(snapshot, find_head(snapshot, self.head_name)).__enter__()
+        train, val = (collect(self.tap, data) for data in (self.train, self.val))
+        self.problem, solution = solve_s_val(train, val, self.tap.head, self.config)
+        self.ihvp = solution.value
+
+    def _measure_batch_norm(self, model: nn.Module) -> None:
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if not norms:
+            return
+        model.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean over the batches
+            norm.train()
+        for images, _ in self.train:
+            model(images)

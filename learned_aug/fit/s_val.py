@@ -1,0 +1,75 @@
+"""s_val of a classifier, and the influence of its images through it: what stage 3 and the choice of masks share."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from learned_aug.fit.config import InfluenceConfig
+from learned_aug.fit.head import HeadBatch, HeadProblem, HeadTap, mean_gradient, refit
+from learned_aug.fit.ihvp import Solution, relative_damping, solve
+from learned_aug.fit.influence import check_stationary, influence_aug
+
+__all__ = ["predicted_influence", "solve_s_val"]
+
+
+def solve_s_val(
+    train: HeadBatch, val: HeadBatch, layer: nn.Linear, config: InfluenceConfig
+) -> tuple[HeadProblem, Solution]:
+    """The head, refitted if asked for, and s_val at it.
+
+    Args:
+        train: of all training images, features (N, D).
+        val: of all hyper-validation images.
+        layer: the head as found; not changed.
+        config: settings.
+
+    Warns:
+        UserWarning: if the head could not be refitted, or is used as found and far from stationary.
+    """
+    decay = config.weight_decay * float(train.features.square().mean(dtype=torch.float32))
+    problem = HeadProblem.from_batch(train, layer, label_smoothing=config.label_smoothing, weight_decay=decay)
+    if config.refit_head:
+        refitted = refit(problem)
+        problem = refitted.problem
+        if not refitted.converged:
+            warnings.warn(
+                f"the head could not be refitted in {refitted.steps} steps, its gradient is still "
+                f"{refitted.gradient_norm:.1e}: predictions will be off; raise InfluenceConfig.weight_decay",
+                stacklevel=3,
+            )
+    features = val.features.to(problem.weight.dtype)
+    logits = F.linear(features, problem.weight, problem.bias)
+    gradient = mean_gradient(HeadBatch(features, logits, val.labels), problem.bias is not None)
+    solution = solve(problem, gradient, relative_damping(problem, config.damping), config.solver)
+    if not config.refit_head:
+        check_stationary(problem, solution.value)
+    return problem, solution
+
+
+def predicted_influence(
+    tap: HeadTap, head: HeadProblem, ihvp: Tensor, images: Tensor, augmented: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """:func:`influence_aug` of images, and the logits of the user's model on the augmented ones.
+
+    Args:
+        tap: open, on the borrowed model.
+        head: whose weights give the logits of the influence; a refitted copy, or the model's own.
+        ihvp: s_val, (K, D + 1), computed for `head`.
+        images: originals, (B, C, H, W).
+        augmented: their copies, (B, C, H, W).
+        labels: (B,).
+
+    Returns:
+        Influence (B,), negative is good, and logits (B, K); both differentiable through `augmented`.
+    """
+    weight, bias = head.weight.to(images.dtype), None if head.bias is None else head.bias.to(images.dtype)
+    with torch.no_grad():
+        features, _ = tap(images)
+        orig = HeadBatch(features, F.linear(features, weight, bias), labels)
+    features, logits = tap(augmented)
+    aug = HeadBatch(features, F.linear(features, weight, bias), labels)
+    return influence_aug(ihvp, aug, orig, head.label_smoothing), logits

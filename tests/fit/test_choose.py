@@ -1,0 +1,107 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from learned_aug import Augmenter, AugmenterConfig
+from learned_aug.fit import DrawChoice, HeadBatch, RetrainConfig, influence_up, retrain
+
+
+@pytest.fixture
+def augmenter(data):
+    generator = torch.Generator().manual_seed(0)
+    network = Augmenter(AugmenterConfig(channels=1, size=28), generator=generator)
+    return network.calibrate_(data["train"].tensors[0][:64], pixels=2.0, generator=generator)
+
+
+@pytest.fixture
+def batch(data):
+    return tuple(t[:40] for t in data["train"].tensors)
+
+
+class Recording:
+    """An augmenter that keeps what it gave."""
+
+    def __init__(self, augmenter):
+        self.augmenter, self.given = augmenter, []
+
+    def __call__(self, images):
+        self.given.append(self.augmenter(images))
+        return self.given[-1]
+
+
+def test_each_image_gets_the_draw_of_the_lowest_influence(model, few, augmenter, batch):
+    images, labels = batch
+    recording = Recording(augmenter)
+    choice = DrawChoice(recording, model, *few, draws=3)
+    chosen = choice(images, labels)
+    influences = []
+    for drawn in recording.given:
+        with torch.no_grad():
+            features = choice.tap(drawn)[0].double()
+        logits = F.linear(features, choice.problem.weight, choice.problem.bias)
+        influences.append(influence_up(choice.ihvp, HeadBatch(features, logits, labels)))
+    best = torch.stack(influences).argmin(0)
+    assert len(best.unique()) == 3  # every draw is the best of some image
+    for k, drawn in enumerate(recording.given):
+        assert torch.equal(chosen[best == k], drawn[best == k])
+
+
+def test_one_draw_is_the_augmenter_itself(model, few, augmenter, batch):
+    recording = Recording(augmenter)
+    chosen = DrawChoice(recording, model, *few, draws=1)(*batch)
+    assert torch.equal(chosen, recording.given[0])
+
+
+def test_model_in_training_is_left_as_it_is(model, few, augmenter, batch):
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    hooks = [len(m._forward_hooks) for m in model.modules()]
+    DrawChoice(augmenter, model, *few)(*batch)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert all(m.training for m in model.modules())
+    assert [len(m._forward_hooks) for m in model.modules()] == hooks
+
+
+def test_snapshot_is_renewed_as_often_as_asked_and_follows_the_model(model, few, augmenter, batch):
+    choice = DrawChoice(augmenter, model, *few, every=2)
+    values = []
+    for _ in range(4):
+        choice(*batch)
+        values.append(choice.ihvp)
+        with torch.no_grad():
+            model[-1].weight.mul_(0.5)
+            model[0].weight.mul_(1.1)
+    assert values[0] is values[1]
+    assert values[2] is values[3]
+    assert not torch.equal(values[1], values[2])
+
+
+def test_batch_norm_statistics_of_the_snapshot_are_those_of_the_training_set(model, few, augmenter, batch):
+    with torch.no_grad():
+        model[3].running_mean.fill_(100.0)  # far behind, as those of a model in training may be
+    choice = DrawChoice(augmenter, model, *few)
+    choice(*batch)
+    images = torch.stack([image for image, _ in few[0]])
+    with torch.no_grad():
+        expected = model[:3](images).mean(dim=(0, 2, 3))
+    assert torch.allclose(choice.tap.model[3].running_mean, expected, atol=1e-4)
+
+
+def test_retraining_hands_the_labels_to_the_choice(model, data, few, augmenter):
+    seen = []
+
+    class Watching(DrawChoice):
+        def __call__(self, images, labels):
+            seen.append(labels)
+            return super().__call__(images, labels)
+
+    retrain(model, data["train"], RetrainConfig(steps=2), augment=Watching(augmenter, model, *few))
+    assert [len(labels) for labels in seen] == [25, 25]
+
+
+@pytest.mark.parametrize("name", ["draws", "every"])
+def test_settings_below_one_are_refused(model, few, augmenter, name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        DrawChoice(augmenter, model, *few, **{name: 0})
