@@ -178,9 +178,9 @@ def warp(images: Tensor, flow: Tensor) -> Tensor:
     source = images.to(grid.dtype)
     out = F.grid_sample(source, grid, mode="bilinear", padding_mode="border", align_corners=False)
     # grid_sample's units round, by 1e-5 px at 224, hence the identity by itself is not exact.
-    moved = flow.detach().flatten(1).any(1)
-    # Whether all samples moved is worth asking where the answer costs no synchronisation.
-    if flow.device.type != "cpu" or torch.compiler.is_compiling() or not moved.all():
+    # Whether all points moved, the usual case, is worth asking where the answer costs no synchronisation.
+    if flow.device.type != "cpu" or torch.compiler.is_compiling() or not flow.detach().all():
+        moved = flow.detach().flatten(1).any(1)
         exact = torch.where(moved[:, None, None, None], out, source)
         # The correction carries no gradient, so that of the flow stays true.
         out = exact.detach() + (out - out.detach()) if out.requires_grad else exact

@@ -17,7 +17,7 @@ __all__ = ["AugmenterConfig", "Encoder", "Fields", "Generator"]
 CONFIG_VERSION = 1
 # Depths of the paper for MNIST, CIFAR and ImageNet.
 PAPER_LAYERS = {28: 4, 32: 5, 224: 8}
-ENCODER_SIZE = 64  # pixels; ours
+ENCODER_SIZE = 64  # pixels, at most, for "grid"; ours
 SLOPE = 0.2  # of LeakyReLU
 # Full scale of each field, reached when tanh saturates ("grid") or at a raw value of 1 ("pixel").
 WARP_WEIGHT_SCALE = 0.3  # dimensionless: 17 degrees, or 30 % larger
@@ -35,8 +35,8 @@ class AugmenterConfig:
     Attributes:
         channels: of the images; 3 has a colour filter, any other number is warped only.
         size: side of the images of the fit, pixels. Any size works; the fields are interpolated to it.
-        encoder_size: side of the square copy that E sees, pixels; by default `size`, but for ``fields="grid"`` at
-            most 64, which costs a twelfth of 224 (paper: `size`).
+        encoder_size: side of the square copy that E sees, pixels; by default `size`, but for ``fields="grid"`` halved
+            until at most 64, as 224 to 56: halves are cheap to make, and E costs a sixteenth (paper: `size`).
         layers: stride-2 convolutions of E; by default 4, 5, 8 for an `encoder_size` of 28, 32, 224 (paper), else down
             to one pixel.
         tau_dim: length of the code tau (paper: 128).
@@ -99,7 +99,10 @@ class AugmenterConfig:
         """`encoder_size`, or its default."""
         if self.encoder_size is not None:
             return self.encoder_size
-        return min(self.size, ENCODER_SIZE) if self.fields == "grid" else self.size
+        side = self.size
+        while self.fields == "grid" and side > ENCODER_SIZE:
+            side = (side + 1) // 2
+        return side
 
     @property
     def depth(self) -> int:
@@ -236,13 +239,14 @@ class Generator(nn.Module):
         """Codes (B, tau_dim) to unbounded, uncentred fields (B, C, side, side)."""
         # On one pixel, or with one tap, a transposed convolution is a matrix product, which is faster.
         first, *rest = cast(list[nn.ConvTranspose2d], list(self.deconvs))
-        x = F.linear(codes, first.weight.flatten(1).T).view(codes.shape[0], *first.weight.shape[1:])
-        x = x + bias_of(first)[:, None, None]
+        x = (codes @ first.weight.flatten(1)).view(codes.shape[0], *first.weight.shape[1:])
+        x = x + bias_of(first).view(-1, 1, 1)
         for deconv in rest:
             x = F.leaky_relu(x, SLOPE, inplace=True)
             if deconv.kernel_size == (1, 1):
-                points = deconv.weight[..., 0, 0].T @ x.flatten(2)
-                x = points.view(*points.shape[:2], *x.shape[2:]) + bias_of(deconv)[:, None, None]
+                matrix = deconv.weight.flatten(1).T.expand(x.shape[0], -1, -1)
+                points = torch.baddbmm(bias_of(deconv).view(-1, 1), matrix, x.flatten(2))
+                x = points.view(*points.shape[:2], *x.shape[2:])
             else:
                 x = deconv(x)
         margin = (x.shape[-1] - self.side) // 2

@@ -95,6 +95,14 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         augmenter = Augmenter.from_pretrained(source, revision=revision, cache_dir=cache_dir, token=token)
         return cls(augmenter, p=p, strength=strength)
 
+    def forward(self, *inputs: Any) -> Any:
+        """Transform a sample of any structure."""
+        if len(inputs) == 1 and isinstance(inputs[0], PIL.Image.Image):
+            # What torchvision does, short; and no tensor leaves, hence none needs to be fit for autograd.
+            with torch.inference_mode():
+                return self.transform(inputs[0], self.make_params(list(inputs)))
+        return super().forward(*inputs)
+
     def check_inputs(self, flat_inputs: list[Any]) -> None:
         """Refuse what torchvision would pass by in silence."""
         for item in flat_inputs:
@@ -117,15 +125,18 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         chosen = None if self.p == 1 else torch.rand(math.prod(lead)) < self.p
         if self.strength == 0 or (chosen is not None and not chosen.any()):
             return {}
+        if not lead:
+            chosen = None
         values = self._read(image)
+        normal = self._normalize(values)
         video = isinstance(image, tv_tensors.Video)
-        seen = values[..., values.shape[-4] // 2, :, :, :] if video else values
+        seen = normal[..., normal.shape[-4] // 2, :, :, :] if video else normal
         strength: float | Tensor = self.strength
         if chosen is not None:
             chosen = chosen.to(values.device)
             strength = strength * chosen
-        draw = self.augmenter.draw(self._normalize(seen.reshape(-1, *values.shape[-3:])), strength=strength)
-        return {"drawn": _Drawn(draw, lead, chosen, image, values)}
+        draw = self.augmenter.draw(seen.reshape(-1, *values.shape[-3:]), strength=strength)
+        return {"drawn": _Drawn(draw, lead, chosen, image, values, normal)}
 
     @torch.no_grad()
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -164,8 +175,8 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
             if image.mode != (mode := MODES.get(channels)):
                 remedy = f"use image.convert({mode!r})" if mode else "give tensors"
                 raise ValueError(f"the augmenter takes {channels} channels, got a PIL image {image.mode}; {remedy}")
-            array = np.array(image)  # a copy: PIL's own memory is read-only
-            values = torch.from_numpy(array.reshape(*array.shape[:2], channels)).permute(2, 0, 1)
+            pixels = torch.from_numpy(np.frombuffer(bytearray(image.tobytes()), np.uint8))
+            values = pixels.view(image.height, image.width, channels).permute(2, 0, 1)
         else:
             values = image.as_subclass(Tensor)
             if values.shape[-3] != channels:
@@ -189,14 +200,18 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         return values.to(torch.promote_types(values.dtype, torch.float32))
 
     def _augment(self, image: Any, dtype: torch.dtype, drawn: _Drawn) -> Tensor:
-        values = drawn.values if image is drawn.image else self._read(image)
-        batch = values.reshape(-1, *values.shape[-3:])
+        if image is drawn.image:
+            values, normal = drawn.values, drawn.normal
+        else:
+            values = self._read(image)
+            normal = self._normalize(values)
+        batch, normal = (t.reshape(-1, *values.shape[-3:]) for t in (values, normal))
         draw, chosen = drawn.draw, drawn.chosen
         if len(batch) != draw.batch:  # frames of videos
             repeats = len(batch) // draw.batch
             draw = draw.repeat(repeats)
             chosen = None if chosen is None else chosen.repeat_interleave(repeats)
-        out = draw.apply(self._normalize(batch))
+        out = draw.apply(normal)
         config = self.augmenter.config
         if config.normalizes:
             out = out * _column(config.std, out) + _column(config.mean, out)
@@ -232,6 +247,8 @@ class _Drawn(NamedTuple):
     image: Any
     values: Tensor
     """Those of `image`, read but once."""
+    normal: Tensor
+    """The same as the augmenter was fitted."""
 
 
 def _image_of(flat_inputs: list[Any]) -> Any:
@@ -286,8 +303,9 @@ def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
 
 
 def _to_pil(image: Tensor) -> PIL.Image.Image:
-    array = image.permute(1, 2, 0).contiguous().numpy()
-    return PIL.Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    channels, height, width = image.shape
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    return PIL.Image.frombytes(MODES[channels], (width, height), pixels)
 
 
 def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:

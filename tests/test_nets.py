@@ -19,7 +19,7 @@ def test_paper_form_has_the_paper_depths(size, layers):
 
 
 def test_default_for_large_images_is_a_small_encoder_and_the_paper_form_stays_available():
-    assert (AugmenterConfig(size=224).encoder_side, AugmenterConfig(size=224).depth) == (64, 6)
+    assert (AugmenterConfig(size=224).encoder_side, AugmenterConfig(size=224).depth) == (56, 6)
     assert AugmenterConfig(size=224, encoder_size=224).depth == 8
 
 
