@@ -32,7 +32,10 @@ ALLOWED = {
     | {f"fit.{m}" for m in ["config", "diagnostics", "events", "head", "influence", "s_val"]},
     "fit.retrain": {"fit.choose", "fit.config", "fit.data", "fit.events"},
     "fit.pipeline": {"augmenter", "nets"}
-    | {f"fit.{m}" for m in ["config", "data", "diagnostics", "events", "gan", "head", "ihvp", "influence", "maximize", "s_val"]},
+    | {
+        f"fit.{m}"
+        for m in ["config", "data", "diagnostics", "events", "gan", "head", "ihvp", "influence", "maximize", "s_val"]
+    },
     "viz": {"augmenter", "fit.events"},
     "demo": {"fit", "transform", "viz", "weights"},
     "cli": {"demo"},
