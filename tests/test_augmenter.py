@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learned_aug import Augmenter, AugmenterConfig
-from learned_aug.augmenter import CHUNK
+from learned_aug.augmenter import CHUNK, _resize
 
 FORMS = [
     {},
@@ -161,6 +161,16 @@ def test_any_size_batch_channels_dtype_and_memory_format_works(size, batch, chan
     reference = augmenter(x.contiguous().double(), generator=seeded())
     tolerance = {torch.float16: 0.01, torch.bfloat16: 0.08}.get(dtype, 1e-3)
     torch.testing.assert_close(out.double(), reference, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 64), (64, 96), (97, 130), (20, 9)])
+def test_the_copy_for_the_encoder_keeps_the_mean_and_halves_exactly(size):
+    x = images(2, AugmenterConfig(), size)
+    small = _resize(x, 32)
+    assert small.shape == (2, 3, 32, 32)
+    torch.testing.assert_close(small.mean((2, 3)), x.mean((2, 3)), atol=0.01, rtol=0)
+    if size == (64, 64):
+        torch.testing.assert_close(small, torch.nn.functional.avg_pool2d(x, 2), atol=1e-6, rtol=0)
 
 
 def test_other_sizes_get_the_same_picture_at_another_resolution():

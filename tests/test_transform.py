@@ -98,6 +98,16 @@ def test_uint8_agrees_with_floats_to_one_level(normalised, dtype):
     assert (out - floats).abs().max() <= 1
 
 
+@pytest.mark.parametrize("size", [32, 43])
+def test_an_augmenter_that_saw_a_pil_image_can_still_be_trained(size):
+    aug = transform()
+    aug(pil(size, size))
+    x = torch.rand(2, 3, size, size, requires_grad=True)
+    aug.augmenter.requires_grad_()(x).sum().backward()
+    assert x.grad.isfinite().all()
+    assert all(p.grad is not None for p in aug.augmenter.parameters())
+
+
 def test_it_is_the_augmenter_between_normalise_and_denormalise():
     aug = transform(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
     x = torch.rand(5, 3, 32, 32)
