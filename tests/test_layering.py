@@ -30,7 +30,7 @@ ALLOWED = {
     "fit.choose": {"augmenter", "fit.config", "fit.data", "fit.head", "fit.influence", "fit.s_val"},
     "fit.maximize": {"augmenter"}
     | {f"fit.{m}" for m in ["config", "diagnostics", "events", "head", "influence", "s_val"]},
-    "fit.retrain": {"fit.choose", "fit.config", "fit.data", "fit.events"},
+    "fit.retrain": {"fit.choose", "fit.config", "fit.data", "fit.events", "fit.head"},
     "fit.pipeline": {"augmenter", "nets"}
     | {
         f"fit.{m}"

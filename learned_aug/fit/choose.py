@@ -93,13 +93,22 @@ class DrawChoice:
         self.ihvp = solution.value
 
     def _measure_batch_norm(self, model: nn.Module) -> None:
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        # Not those that the user has frozen.
+        norms = [
+            m
+            for m in model.modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m.track_running_stats
+        ]
         if not norms:
             return
         model.eval()
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # a plain mean over the batches
             norm.train()
+        seen = 0
         for images, _ in self.train:
-            model(images)
+            if len(images) > 1:  # one image has no variance
+                seen += len(images)
+                for norm in norms:
+                    norm.momentum = len(images) / seen  # the mean over all images
+                model(images)

@@ -19,6 +19,14 @@ def _check_at_least(config: object, **bounds: float) -> None:
         value = getattr(config, name)
         if not (math.isfinite(value) and value >= low):
             raise ValueError(f"{type(config).__name__}.{name} must be a finite number >= {low}, got {value}")
+        if name in ("steps", "batch_size") and not isinstance(value, int):
+            raise ValueError(f"{type(config).__name__}.{name} must be an integer, got {value!r}")
+
+
+def _check_at_most_one(config: object, *names: str) -> None:
+    for name in names:
+        if (value := getattr(config, name)) > 1:
+            raise ValueError(f"{type(config).__name__}.{name} must be in [0, 1], got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +62,9 @@ class InfluenceConfig:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         _check_at_least(self, weight_decay=0, damping=0, label_smoothing=0)
+        _check_at_most_one(self, "label_smoothing")
+        if self.solver != "auto" and not isinstance(self.solver, Solver):
+            raise ValueError(f'InfluenceConfig.solver must be "auto" or a solver such as CG(), got {self.solver!r}')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +85,7 @@ class MaximizeConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        _check_at_least(self, steps=0, batch_size=1, lr=0, label_weight=0, label_margin=0, trust_weight=0, clip=1e-12)
+        _check_at_least(self, steps=0, batch_size=2, lr=0, label_weight=0, label_margin=0, trust_weight=0, clip=1e-12)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +103,7 @@ class RetrainConfig:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         _check_at_least(self, steps=1, batch_size=1, lr=0, momentum=0, weight_decay=0, label_smoothing=0, mix=0)
-        if self.mix > 1:
-            raise ValueError(f"RetrainConfig.mix must be in [0, 1], got {self.mix}")
+        _check_at_most_one(self, "label_smoothing", "mix")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 __all__ = ["Batches", "Data"]
 
@@ -23,6 +23,7 @@ class Batches:
         name: of the data in errors, "train" or "val".
         batch_size: for a Dataset.
         device: where the batches go.
+        dtype: of the images, by default as they come.
         baseline: applied to each image alone, so that each gets its own draw; None leaves them as they come.
         shuffle: for a Dataset.
         generator: of the order.
@@ -39,11 +40,12 @@ class Batches:
         *,
         batch_size: int,
         device: torch.device,
+        dtype: torch.dtype | None = None,
         baseline: Callable[[Tensor], Tensor] | None = None,
         shuffle: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        self.name, self.device, self.baseline = name, device, baseline
+        self.name, self.device, self.dtype, self.baseline = name, device, dtype, baseline
         if isinstance(data, DataLoader):
             self.loader = data
         elif isinstance(data, IterableDataset) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
@@ -54,7 +56,9 @@ class Batches:
         else:
             if not len(data):
                 raise ValueError(f"{name} must hold at least one sample, got an empty {type(data).__name__}")
-            self.loader = DataLoader(data, batch_size, shuffle=shuffle, generator=generator)
+            # In training a last batch of one image would break batch norm, and weigh as much as a full one.
+            drop_last = shuffle and len(data) >= batch_size
+            self.loader = DataLoader(data, batch_size, shuffle=shuffle, generator=generator, drop_last=drop_last)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass."""
@@ -63,8 +67,8 @@ class Batches:
             images, labels = self._check(batch, start)
             start += len(images)
             if self.baseline is not None:
-                images = torch.stack([torch.as_tensor(self.baseline(image)) for image in images])
-            yield images.to(self.device), labels.to(self.device)
+                images = self._draw(self.baseline, images)
+            yield images.to(self.device, self.dtype), labels.to(self.device, torch.long)
         if not start:
             raise ValueError(f"{self.name} must hold at least one sample, its loader gave none")
 
@@ -83,6 +87,22 @@ class Batches:
                 f"images of {self.name} must have one size within a batch, got several ({error}); "
                 "resize or crop them in the data set's transform"
             ) from error
+
+    def _draw(self, baseline: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        drawn = [baseline(image) for image in images]
+        shapes = {tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__ for image in drawn}
+        if shapes != {tuple(images.shape[1:])}:
+            raise ValueError(
+                f"baseline must return images like those of {self.name}, {tuple(images.shape[1:])}, got "
+                f"{sorted(map(str, shapes))}; resize or crop in the data set, and let baseline keep the size"
+            )
+        out = torch.stack(drawn)
+        if not out.is_floating_point() or not out.isfinite().all():
+            raise ValueError(
+                f"baseline must return finite floating images, got {out.dtype} with "
+                f"{int((~out.isfinite()).sum())} NaN or infinite values; apply it alone to find the cause"
+            )
+        return out
 
     def _check(self, batch: Any, start: int) -> tuple[Tensor, Tensor]:
         name = self.name
@@ -111,12 +131,3 @@ class Batches:
 
 def _kind(value: object) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def is_random(data: Data, samples: int = 8) -> bool:
-    """Whether reading the same images twice gives different ones: the data set augments by itself."""
-    dataset = data.dataset if isinstance(data, DataLoader) else data
-    if isinstance(dataset, IterableDataset):
-        return True  # unknown, and the harmless assumption
-    few: Subset[Any] = Subset(dataset, range(min(samples, len(dataset))))  # type: ignore[arg-type]
-    return any(not torch.equal(torch.as_tensor(few[i][0]), torch.as_tensor(few[i][0])) for i in range(len(few)))

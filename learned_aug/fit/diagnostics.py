@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from learned_aug.augmenter import Augmented, Augmenter
 from learned_aug.fit.head import HeadTap
 
-__all__ = ["draw_distance", "effective_rank", "measure", "shared_change"]
+__all__ = ["divergence_named", "draw_distance", "effective_rank", "measure", "require_finite", "shared_change"]
 
 
 def draw_distance(out: Augmented) -> Tensor:
@@ -35,6 +36,25 @@ def shared_change(out: Augmented) -> Tensor:
         (2,): mean squared length of the batch's mean flow, pixels^2, and of its mean colour change; differentiable.
     """
     return torch.stack([out.flow.mean(0).square().sum(0).mean(), out.delta.mean(0).square().mean()])
+
+
+@contextmanager
+def divergence_named(stage: str, remedy: str) -> Iterator[None]:
+    """Say so where the networks have diverged: images were checked before, so the augmenter's complaint is not theirs.
+
+    Raises:
+        RuntimeError: for the augmenter's ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise RuntimeError(f"{stage} diverged, E and G give values that are not finite; {remedy}") from error
+
+
+def require_finite(loss: Tensor, stage: str, remedy: str) -> None:
+    """Raise RuntimeError if the loss is not finite, before a step is made along it."""
+    if not loss.detach().isfinite().all():
+        raise RuntimeError(f"{stage} diverged, its loss must be finite, got {float(loss.detach())}; {remedy}")
 
 
 def effective_rank(flow: Tensor) -> float:

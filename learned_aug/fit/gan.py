@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.fit.config import PretrainConfig
-from learned_aug.fit.diagnostics import draw_distance, shared_change
+from learned_aug.fit.diagnostics import divergence_named, draw_distance, require_finite, shared_change
 from learned_aug.fit.events import Event, OnEvent
 from learned_aug.fit.head import HeadTap
 
 __all__ = ["FeatureDiscriminator", "ImageDiscriminator", "pretrain", "ragan_d_loss", "ragan_g_loss"]
+
+REMEDY = "lower PretrainConfig.lr, or the discriminators'"
 
 
 def ragan_d_loss(real: Tensor, fake: Tensor) -> Tensor:
@@ -88,17 +90,18 @@ def pretrain(
     """
     if not config.steps:
         return
-    real, _ = next(reals)
+    real = next(reals)[0][: config.batch_size]
     image_critic, feature_critic = ImageDiscriminator(real.shape[1]), FeatureDiscriminator(tap.head.in_features)
     for module in (*image_critic, feature_critic):
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
             nn.init.kaiming_normal_(module.weight, 0.2, generator=generator)
+            nn.init.zeros_(module.bias)
     image_critic.to(real.device)
     feature_critic.to(real.device)
-    weights = real.new_tensor([1.0, config.feature_weight])
+    weights = torch.tensor([1.0, config.feature_weight], device=real.device)
 
     def judge(images: Tensor) -> Tensor:
-        return torch.cat([image_critic(images), feature_critic(tap(images)[0])], dim=1)
+        return torch.cat([image_critic(images.float()), feature_critic(tap(images)[0].float())], dim=1)
 
     # No momentum and a short second moment, as usual for a game whose gradients turn.
     d_optimizer = torch.optim.Adam(
@@ -114,7 +117,8 @@ def pretrain(
     try:
         for step in range(config.steps):
             source = next(sources)[0][: (config.batch_size + 1) // 2]
-            out = augmenter.augment(source.repeat(2, 1, 1, 1), generator=generator)
+            with divergence_named("pretrain", REMEDY):
+                out = augmenter.augment(source.repeat(2, 1, 1, 1), generator=generator)
             spread = draw_distance(out)
             start = spread.detach() if start is None else start
 
@@ -129,13 +133,16 @@ def pretrain(
             g_loss = ragan_g_loss(real_logits, judge(out.images))
             unit = start.clamp_min(1e-12)
             collapse = (F.relu(start - spread) / unit + shared_change(out) / unit.square()).sum()
+            loss = (g_loss * weights).sum() + config.diversity_weight * collapse
+            require_finite(loss, "pretrain", REMEDY)
             g_optimizer.zero_grad()
-            ((g_loss * weights).sum() + config.diversity_weight * collapse).backward()
+            loss.backward()
             g_optimizer.step()
 
-            real, _ = next(reals)
+            real = next(reals)[0][: config.batch_size]
             values = torch.cat([d_loss.detach(), g_loss.detach(), spread.detach()[:1]]).tolist()
             names = ("d_image", "d_feature", "g_image", "g_feature", "spread_px")
             on_event(Event("pretrain", step + 1, config.steps, dict(zip(names, values, strict=True))))
     finally:
+        augmenter.zero_grad()
         augmenter.requires_grad_(False)

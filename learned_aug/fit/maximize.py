@@ -11,13 +11,15 @@ from torch import Tensor
 
 from learned_aug.augmenter import Augmented, Augmenter
 from learned_aug.fit.config import MaximizeConfig
-from learned_aug.fit.diagnostics import draw_distance
+from learned_aug.fit.diagnostics import divergence_named, draw_distance, require_finite
 from learned_aug.fit.events import Event, OnEvent
 from learned_aug.fit.head import HeadProblem, HeadTap
 from learned_aug.fit.influence import predicted_val_drop
 from learned_aug.fit.s_val import predicted_influence
 
 __all__ = ["maximize"]
+
+REMEDY = "lower MaximizeConfig.lr"
 
 
 def maximize(
@@ -60,9 +62,13 @@ def maximize(
         for step in range(config.steps):
             images, labels = next(batches)
             masks = augmenter.draw_masks(len(images), generator=generator, device=images.device)
-            out, anchor = augmenter.augment(images, masks), start.augment(images, masks)
+            with divergence_named("maximize", REMEDY):
+                out = augmenter.augment(images, masks)
+            anchor = start.augment(images, masks)
             influence, logits = predicted_influence(tap, head, ihvp, images, out.images, labels)
             if scale is None:
+                if len(images) < 2:
+                    raise ValueError("train must give batches of at least 2 images, got 1; raise the batch size")
                 other = start.augment(images, generator=generator)
                 both = Augmented(*(torch.cat(pair) for pair in zip(anchor, other, strict=True)))
                 scale = influence.detach().std().clamp_min(1e-12), draw_distance(both).clamp_min(1e-12)
@@ -70,6 +76,7 @@ def maximize(
             cross_entropy = F.cross_entropy(logits, labels, reduction="none")
             hinge = F.relu(cross_entropy - config.label_margin)
             loss = influence.mean() / scale[0] + config.label_weight * hinge.mean() + config.trust_weight * moved
+            require_finite(loss, "maximize", REMEDY)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(augmenter.parameters(), config.clip)
@@ -82,6 +89,7 @@ def maximize(
             }
             on_event(Event("maximize", step + 1, config.steps, metrics))
     finally:
+        augmenter.zero_grad()
         augmenter.requires_grad_(False)
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.fit.config import FitConfig
-from learned_aug.fit.data import Batches, Data, is_random
+from learned_aug.fit.data import Batches, Data
 from learned_aug.fit.diagnostics import measure
 from learned_aug.fit.events import Event, OnEvent, ProgressBars
 from learned_aug.fit.gan import pretrain
@@ -87,14 +87,14 @@ def fit(
         model: a trained classifier that ends in an nn.Linear and returns its logits. It comes back bit-identical:
             parameters, buffers, mode, requires_grad and hooks, also when fit raises. All runs on its device.
         train: what the model was trained on: a Dataset of (image, label), image a floating tensor (C, H, W), or a
-            DataLoader of such batches.
+            DataLoader of such batches, which keeps its own batch size in all stages.
         val: the hyper-validation set, of the same kind, about 1,000 images or more; not augmented, not in `train`, and
             never the test set that you report.
-        baseline: the augmentation the model was trained with, from an image (C, H, W) to an image, such as
-            ``v2.RandomCrop(32, padding=4)``; None if the data set's own transform does it. Without any, stage 1 is
-            skipped. Its draws come from torch's global generator: seed that for a repeatable fit.
-        augmenter: the networks' configuration; by default for the images' channels and size. State mean and std there
-            if the images are normalised.
+        baseline: the augmentation the model was trained with, from an image (C, H, W) to one of the same size, such as
+            ``v2.RandomCrop(32, padding=4)``; None skips stage 1, which needs the images without it as well. Its draws
+            come from torch's global generator: seed that for a repeatable fit.
+        augmenter: the networks' configuration; by default for the channels and size of images in [0, 1]. State mean and
+            std there if the images are normalised.
         head: name of the last Linear, such as "fc"; by default the last one registered.
         config: settings of the stages and the seed.
         progress: show a bar for each stage.
@@ -112,6 +112,7 @@ def fit(
     _refuse_same(train, val)
     history: list[Event] = []
     with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
         bars = stack.enter_context(ProgressBars()) if progress else None
 
         def notify(event: Event) -> None:
@@ -130,6 +131,7 @@ def fit(
                 name,
                 batch_size=batch_size,
                 device=layer.weight.device,
+                dtype=layer.weight.dtype,
                 baseline=baseline if augmented else None,
                 shuffle=shuffle,
                 generator=generator,
@@ -154,21 +156,28 @@ def fit(
         probe = list(_first(batches(train, "train", min(PROBE, 128)), PROBE))
         images = torch.cat([images for images, _ in probe])
         if augmenter is None:
+            low, high = float(images.min()), float(images.max())
+            if low < -0.05 or high > 1.05:
+                raise ValueError(
+                    f"images of train must be in [0, 1] unless their normalisation is stated, got [{low:.2f}, "
+                    f"{high:.2f}]; pass augmenter=AugmenterConfig(channels=..., size=..., mean=..., std=...)"
+                )
             augmenter = AugmenterConfig(channels=images.shape[1], size=max(images.shape[-2:]))
         network = Augmenter(augmenter, generator=generator).to(images.device)
         network.calibrate_(images, pixels=config.spread_pixels, color=config.spread_color, generator=generator)
         stages = {"untrained": copy.deepcopy(network)}
 
         # Stage 1.
-        if baseline is None and not is_random(train):
+        if baseline is None:
             warnings.warn(
-                "stage 1 is skipped: baseline is None and train gives the same images twice, so there is no "
-                "augmentation to mimic; pass the one that the model was trained with as baseline=",
+                "stage 1 is skipped: baseline is None, so there is no augmentation to mimic; pass the one that the "
+                "model was trained with as baseline=, and take it out of the data set's own transform",
                 stacklevel=2,
             )
         else:
             size = config.pretrain.batch_size
-            sources, reals = (batches(train, "train", size, augmented=flag).forever() for flag in (False, True))
+            sources = batches(train, "train", (size + 1) // 2, augmented=False).forever()
+            reals = batches(train, "train", size).forever()
             pretrain(network, tap, sources, reals, config.pretrain, generator=generator, on_event=notify)
         stages["pretrained"] = copy.deepcopy(network)
 
@@ -202,14 +211,24 @@ def fit(
 def _refuse_same(train: Data, val: Data) -> None:
     one, two = (data.dataset if isinstance(data, DataLoader) else data for data in (train, val))
     if one is two:
+        got = "the same object for both"
+    elif isinstance(one, Subset) and isinstance(two, Subset) and one.dataset is two.dataset:
+        shared = len(set(one.indices) & set(two.indices))
+        got = f"{shared} images that are in both" if shared else ""
+    else:
+        got = ""
+    if got:
         raise ValueError(
-            "val must hold images that are not in train, got the same object for both; split train, for example with "
+            f"val must hold images that are not in train, got {got}; split train, for example with "
             "torch.utils.data.random_split"
         )
 
 
 def _reported(batches: Batches, notify: OnEvent) -> Iterator[tuple[Tensor, Tensor]]:
-    total = len(batches.loader) if isinstance(batches.loader, Sized) else 0
+    try:
+        total = len(batches.loader)
+    except TypeError:  # of an IterableDataset
+        total = 0
     for step, batch in enumerate(batches, 1):
         yield batch
         notify(Event(f"{batches.name} features", step, max(step, total)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,7 @@ from learned_aug.fit.choose import DrawChoice
 from learned_aug.fit.config import RetrainConfig
 from learned_aug.fit.data import Batches, Data
 from learned_aug.fit.events import Event, OnEvent
+from learned_aug.fit.head import borrowed, check_labels
 
 __all__ = ["evaluate", "retrain"]
 
@@ -39,6 +41,8 @@ def retrain(
         on_event: gets "retrain" events: loss (nats).
     """
     config = config if config is not None else RetrainConfig()
+    if isinstance(augment, DrawChoice) and augment.model is not model:
+        raise ValueError("augment must be a DrawChoice for the model in training, got one for another model")
     device = next(model.parameters()).device
     data = Batches(
         train,
@@ -56,8 +60,9 @@ def retrain(
         weight_decay=config.weight_decay,
         nesterov=config.momentum > 0,
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.lr, total_steps=config.steps + 1, pct_start=0.1, cycle_momentum=False
+    rise = max(1, config.steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / rise, 0.5 + 0.5 * math.cos(math.pi * step / config.steps))
     )
     batches = data.forever()
     model.train()
@@ -66,7 +71,9 @@ def retrain(
         if augment is not None and (n := round(config.mix * len(images))):
             part = augment(images[:n], labels[:n]) if isinstance(augment, DrawChoice) else augment(images[:n])
             images = torch.cat([part, images[n:]])
-        loss = F.cross_entropy(model(images), labels, label_smoothing=config.label_smoothing)
+        logits = model(images)
+        check_labels(labels, logits.shape)
+        loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -78,11 +85,16 @@ def retrain(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, data: Data, batch_size: int = 500) -> tuple[float, float]:
-    """Error (share) and mean cross-entropy (nats) of `model`, as its mode stands, on (image, label) pairs."""
+    """Error (share) and mean cross-entropy (nats) of `model`, in eval mode, on (image, label) pairs.
+
+    The model comes back as it was, its mode included.
+    """
     wrong, loss, count = 0, 0.0, 0
-    for images, labels in Batches(data, "data", batch_size=batch_size, device=next(model.parameters()).device):
-        logits = model(images)
-        wrong += int((logits.argmax(1) != labels).sum())
-        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-        count += len(labels)
+    with borrowed(model):
+        for images, labels in Batches(data, "data", batch_size=batch_size, device=next(model.parameters()).device):
+            logits = model(images)
+            check_labels(labels, logits.shape, count)
+            wrong += int((logits.argmax(1) != labels).sum())
+            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+            count += len(labels)
     return wrong / count, loss / count

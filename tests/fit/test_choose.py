@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.data import Subset
 
 from learned_aug import Augmenter, AugmenterConfig
 from learned_aug.fit import DrawChoice, HeadBatch, RetrainConfig, influence_up, retrain
@@ -79,14 +80,25 @@ def test_snapshot_is_renewed_as_often_as_asked_and_follows_the_model(model, few,
 
 
 def test_batch_norm_statistics_of_the_snapshot_are_those_of_the_training_set(model, few, augmenter, batch):
+    model.train()
     with torch.no_grad():
         model[3].running_mean.fill_(100.0)  # far behind, as those of a model in training may be
-    choice = DrawChoice(augmenter, model, *few)
+    train = Subset(few[0].dataset, range(300))  # two batches, of 256 and of 44
+    choice = DrawChoice(augmenter, model, train, few[1])
     choice(*batch)
-    images = torch.stack([image for image, _ in few[0]])
+    images = torch.stack([image for image, _ in train])
     with torch.no_grad():
         expected = model[:3](images).mean(dim=(0, 2, 3))
     assert torch.allclose(choice.tap.model[3].running_mean, expected, atol=1e-4)
+
+
+def test_frozen_batch_norm_stays_frozen(model, few, augmenter, batch):
+    model.train()
+    model[3].eval()
+    choice = DrawChoice(augmenter, model, *few)
+    choice(*batch)
+    assert torch.equal(choice.tap.model[3].running_mean, model[3].running_mean)
+    assert not torch.equal(choice.tap.model[6].running_mean, model[6].running_mean)
 
 
 def test_retraining_hands_the_labels_to_the_choice(model, data, few, augmenter):

@@ -1,9 +1,11 @@
+import re
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torchvision.transforms import v2
 
-from learned_aug.fit.data import Batches, is_random
+from learned_aug.fit.data import Batches
 
 CPU = torch.device("cpu")
 
@@ -58,7 +60,6 @@ def test_iterable_data_is_read_through_a_loader():
     ((images, labels),) = batches(DataLoader(Stream(), 4))
     assert images.shape == (1, 1, 4, 4)
     assert labels.tolist() == [0]
-    assert is_random(DataLoader(Stream(), 4))
 
 
 @pytest.mark.parametrize(
@@ -106,14 +107,30 @@ def test_other_errors_of_the_users_data_pass_unchanged():
         list(batches(Broken([0])))
 
 
-def test_random_transform_is_recognised():
-    crop = v2.RandomCrop(9, padding=4)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int64])
+def test_integer_labels_of_any_kind_become_class_indices(dtype):
+    ((_, labels),) = batches(TensorDataset(torch.zeros(3, 1, 2, 2), torch.arange(3).to(dtype)))
+    assert labels.dtype == torch.int64
 
-    class Cropped(Listed):
-        def __getitem__(self, index):
-            image, label = self.items[index]
-            return crop(image), label
 
-    items = [(torch.rand(1, 9, 9), 0) for _ in range(4)]
-    assert is_random(Cropped(items))
-    assert not is_random(Listed(items))
+def test_shuffled_batches_are_full_unless_the_data_set_is_smaller():
+    data = TensorDataset(torch.zeros(9, 1, 2, 2), torch.zeros(9, dtype=torch.long))
+    assert [len(labels) for _, labels in batches(data, shuffle=True)] == [4, 4]
+    assert [len(labels) for _, labels in batches(data)] == [4, 4, 1]
+    assert [len(labels) for _, labels in batches(data, shuffle=True, batch_size=20)] == [9]
+
+
+@pytest.mark.parametrize(
+    ("baseline", "got"),
+    [
+        (v2.RandomCrop(2), r"\(1, 2, 2\)"),
+        (v2.ToPILImage(), "Image"),
+        (lambda image: image / 0, "NaN or infinite"),
+        (lambda image: (image * 255).byte(), "uint8"),
+    ],
+)
+def test_baseline_that_spoils_the_images_is_refused(baseline, got):
+    data = TensorDataset(torch.zeros(4, 1, 4, 4), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(ValueError, match="baseline must return") as raised:
+        list(batches(data, baseline=baseline))
+    assert re.search(got, str(raised.value))

@@ -17,8 +17,8 @@ CPU = torch.device("cpu")
 class Setting:
     """A small classifier, its refitted head and s_val on the digits."""
 
-    def __init__(self, model, data):
-        self.tap = HeadTap(model, find_head(model)).__enter__()
+    def __init__(self, tap, data):
+        self.tap = tap
         self.train = collect(self.tap, Batches(data["train"], "train", batch_size=200, device=CPU))
         self.val = collect(self.tap, Batches(data["val"], "val", batch_size=200, device=CPU))
         problem = HeadProblem.from_batch(self.train, self.tap.head, weight_decay=1e-3)
@@ -38,8 +38,8 @@ class Setting:
 
 @pytest.fixture(scope="module")
 def setting(trained, data):
-    with borrowed(trained):
-        yield Setting(trained, data)
+    with borrowed(trained), HeadTap(trained, find_head(trained)) as tap:
+        yield Setting(tap, data)
 
 
 @pytest.fixture
@@ -120,3 +120,24 @@ def test_learning_rate_0_or_no_steps_leave_the_networks_as_they_are(setting, aug
     events = run(setting, augmenter, data, config)
     assert all(torch.equal(t, before[name]) for name, t in augmenter.state_dict().items())
     assert len(events) == config.steps
+
+
+def test_divergence_is_named_before_the_networks_are_spoilt(setting, augmenter, data):
+    with pytest.raises(RuntimeError, match=r"maximize diverged.*lower MaximizeConfig.lr"):
+        run(setting, augmenter, data, MaximizeConfig(steps=5, lr=1e30))
+    assert not any(p.requires_grad for p in augmenter.parameters())
+
+
+def test_batches_of_one_image_are_refused(setting, augmenter, data):
+    images, labels = (t[:1] for t in data["train"].tensors)
+    with pytest.raises(ValueError, match="at least 2 images"):
+        maximize(
+            augmenter,
+            setting.tap,
+            iter([(images, labels)]),
+            setting.head,
+            setting.ihvp,
+            MaximizeConfig(steps=1),
+            generator=torch.Generator(),
+            on_event=lambda _: None,
+        )

@@ -1,15 +1,23 @@
 import dataclasses
-import warnings
+import math
 from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 import learned_aug
 from learned_aug import AugmenterConfig
-from learned_aug.fit import FitConfig, InfluenceConfig, MaximizeConfig, PretrainConfig
+from learned_aug.fit import (
+    DrawChoice,
+    FitConfig,
+    InfluenceConfig,
+    MaximizeConfig,
+    PretrainConfig,
+    RetrainConfig,
+    retrain,
+)
 
 
 def snapshot(model):
@@ -96,26 +104,58 @@ def test_fit_repeats_with_its_seed(model, few, crop, tiny):
     assert results[0].diagnostics == results[1].diagnostics
 
 
-def test_loaders_and_a_baseline_inside_the_data_set_work(model, few, crop, tiny):
-    class Cropped(Subset):
-        def __getitem__(self, index):
-            image, label = super().__getitem__(index)
-            return crop(image), label
+def test_loaders_work_also_of_iterable_data(model, few, crop, tiny):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(few[0])
 
-        def __getitems__(self, indices):
-            return [self[i] for i in indices]
-
-    train = DataLoader(Cropped(few[0], range(200)), 50, shuffle=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        result = learned_aug.fit(model, train, DataLoader(few[1], 500), config=tiny, progress=False)
-    assert any(event.stage == "pretrain" for event in result.history)
+    for train in (DataLoader(few[0], 50, shuffle=True), DataLoader(Stream(), 50)):
+        result = learned_aug.fit(model, train, DataLoader(few[1], 500), baseline=crop, config=tiny, progress=False)
+        assert any(event.stage == "pretrain" for event in result.history)
 
 
 def test_without_a_baseline_stage_1_is_skipped_with_a_warning(model, few, tiny):
     with pytest.warns(UserWarning, match="baseline="):
         result = learned_aug.fit(model, *few, config=tiny, progress=False)
     assert not any(event.stage == "pretrain" for event in result.history)
+
+
+def test_fit_does_not_depend_on_the_global_generator(model, few, tiny):
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        result = learned_aug.fit(model, *few, baseline=lambda x: x.flip(-1), config=tiny, progress=False)
+        states.append(result.augmenter.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_model_of_another_dtype_is_fitted_in_it(model, few, crop, tiny, dtype):
+    with torch.no_grad():
+        result = learned_aug.fit(model.to(dtype), *few, baseline=crop, config=tiny, progress=False)
+    assert all(math.isfinite(value) for value in result.diagnostics["fitted"].values())
+
+
+def test_images_that_are_not_square_and_fewer_than_a_batch_are_fitted(tiny):
+    torch.manual_seed(0)
+    images, labels = torch.rand(1011, 3, 12, 20), torch.arange(1011) % 3
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    train, val = TensorDataset(images[:11], labels[:11]), TensorDataset(images[11:], labels[11:])
+    result = learned_aug.fit(model, train, val, baseline=lambda x: x.flip(-1), config=tiny, progress=False)
+    assert result.augmenter(images[:2]).shape == (2, 3, 12, 20)
+
+
+def test_normalised_images_need_their_normalisation_stated(model, few, crop, tiny):
+    def normalised(part):
+        images = torch.stack([image for image, _ in part])
+        return TensorDataset((images - 0.13) / 0.31, torch.tensor([label for _, label in part]))
+
+    data = [normalised(part) for part in few]
+    with pytest.raises(ValueError, match=r"\[0, 1\].*got \[-0\.\d+, 2\.\d+\].*mean="):
+        learned_aug.fit(model, *data, baseline=crop, config=tiny, progress=False)
+    config = AugmenterConfig(channels=1, size=28, mean=(0.13,), std=(0.31,))
+    result = learned_aug.fit(model, *data, baseline=crop, augmenter=config, config=tiny, progress=False)
+    assert result.augmenter.config.mean == (0.13,)
 
 
 def test_small_validation_set_is_warned_of(model, few, crop, tiny):
@@ -188,6 +228,10 @@ BAD = {
     ),
     "same data": (lambda m, t, v: (m, t, t), ("not in train", "same object", "random_split")),
     "same data in loaders": (lambda m, t, v: (m, DataLoader(t), DataLoader(t)), ("same object", "random_split")),
+    "overlapping subsets": (
+        lambda m, t, v: (m, Subset(t.dataset, range(150)), Subset(t.dataset, range(100, 300))),
+        ("not in train", "50 images", "random_split"),
+    ),
     "empty train": (lambda m, t, v: (m, Subset(t, []), v), ("train", "at least one", "empty")),
     "empty val": (lambda m, t, v: (m, t, Subset(v, [])), ("val", "at least one", "empty")),
     "label too large": (
@@ -227,5 +271,11 @@ def test_image_that_is_not_finite_is_named(model, few, crop, tiny):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_fit_follows_the_model_to_the_gpu(model, few, crop, tiny):
-    result = learned_aug.fit(model.cuda(), *few, baseline=crop, config=tiny, progress=False)
+    model.cuda()
+    before = snapshot(model)
+    result = learned_aug.fit(model, *few, baseline=crop, config=tiny, progress=False)
+    assert_untouched(model, before)
     assert all(p.is_cuda for p in result.augmenter.parameters())
+    assert all(math.isfinite(value) for value in result.diagnostics["fitted"].values())
+    choice = DrawChoice(result.augmenter, model, *few)
+    retrain(model, few[0], RetrainConfig(steps=2), baseline=crop, augment=choice)

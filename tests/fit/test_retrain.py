@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
+from learned_aug import Augmenter, AugmenterConfig
 from learned_aug.demo import all_conv
-from learned_aug.fit import RetrainConfig, evaluate, retrain
+from learned_aug.fit import DrawChoice, RetrainConfig, evaluate, retrain
 
 
 def fresh():
@@ -65,3 +66,34 @@ def test_evaluate_counts_errors_over_uneven_batches():
     assert error == pytest.approx(2 / 5)
     right, wrong = torch.nn.functional.cross_entropy(model(images), labels, reduction="none")[[0, 2]].tolist()
     assert loss == pytest.approx((3 * right + 2 * wrong) / 5)
+
+
+@pytest.mark.parametrize("steps", range(1, 13))
+def test_any_number_of_steps_trains(steps):
+    rates = []
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    data = TensorDataset(torch.rand(8, 1, 2, 2), torch.arange(8) % 2)
+    retrain(model, data, RetrainConfig(steps=steps), on_event=lambda event: rates.append(event.step))
+    assert rates == list(range(1, steps + 1))
+
+
+def test_evaluating_a_model_in_training_leaves_it_as_it_was(model, data):
+    model.train()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    first = evaluate(model, data["test"])
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert all(m.training for m in model.modules())
+    assert evaluate(model.eval(), data["test"]) == first
+
+
+def test_labels_beyond_the_classes_are_named(model):
+    data = TensorDataset(torch.rand(4, 1, 28, 28), torch.tensor([0, 1, 2, 10]))
+    for call in (lambda: retrain(model, data, RetrainConfig(steps=1)), lambda: evaluate(model, data)):
+        with pytest.raises(ValueError, match=r"0\.\.9.*label 10"):
+            call()
+
+
+def test_choice_for_another_model_is_refused(model, data, few):
+    choice = DrawChoice(Augmenter(AugmenterConfig(channels=1, size=28)), fresh(), *few)
+    with pytest.raises(ValueError, match="another model"):
+        retrain(model, data["train"], RetrainConfig(steps=1), augment=choice)
