@@ -81,6 +81,7 @@ class DrawChoice:
         logits = F.linear(features, self.problem.weight, self.problem.bias)
         return -influence_up(self.ihvp, HeadBatch(features, logits, labels), self.config.label_smoothing)
 
+    @torch.no_grad()
     def renew(self) -> None:
         """Take a new snapshot of the model and solve for s_val at it."""
         snapshot = copy.deepcopy(self.model)
