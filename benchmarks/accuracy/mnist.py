@@ -222,7 +222,7 @@ def report(rows, reference, seeds):
         if arm != reference and len(seeds) > 1:
             pairs = [100 * (runs[s]["test_error"] - by_arm[reference][s]["test_error"]) for s in seeds]
             mean, low, high, p = compare(pairs)
-            line += f"   {mean:+6.2f} [{low:+.2f}, {high:+.2f}]  {p:12.4f}"
+            line += f"   {mean:+6.2f} [{low:+.2f}, {high:+.2f}]  {p:10.1e}"
         print(line)
 
 
