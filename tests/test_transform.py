@@ -20,15 +20,6 @@ HAS_KEY_POINTS = hasattr(tv_tensors, "KeyPoints")
 FORMATS = [f.value for f in tv_tensors.BoundingBoxFormat]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small tensors gain nothing from threads, and lose much where other work wants the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @functools.cache
 def prototype(config, pixels):
     generator = torch.Generator().manual_seed(0)
