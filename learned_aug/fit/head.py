@@ -9,7 +9,11 @@ and y for the (smoothed) one-hot label. With N training samples of weight w_i th
     Hessian    H V = 1/N sum_i w_i (diag(p_i) - p_i p_i^T) V h~_i h~_i^T + weight_decay V.
 
 One Hessian product is two matrix products over the features and needs no autograd. Everything here is streamed over
-rows: memory beyond the features is O(N K) for the probabilities, and no K(D+1) square matrix is formed.
+rows: memory beyond the features is N K for the probabilities, and no K(D+1) square matrix is formed.
+
+**Several processes.** With `sharded=True` each process holds a part of the samples, of any size, in the order of the
+ranks; every sum over samples then runs over all processes (see `parallel`), N counts all samples, and all processes get
+the result that one of them would get on all samples. All must make the same calls in the same order, at equal weights.
 
 **Null direction.** Adding one vector to every class row of theta leaves the softmax unchanged, so the data term of H is
 singular there (D+1 dimensions). Every gradient is orthogonal to it: its rows sum to zero.
@@ -28,6 +32,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from learned_aug.fit.parallel import all_sum_, broadcast_, span
 
 __all__ = [
     "HeadBatch",
@@ -321,12 +327,18 @@ def residuals(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> T
     At least float32, so that half-precision logits do not lose the small residuals of well-fitted samples.
     """
     p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
-    smooth = label_smoothing / logits.shape[1]
-    target = torch.full_like(p, smooth).scatter_(1, labels[:, None], 1 - label_smoothing + smooth)
-    return p - target
+    return p - targets(labels, p, label_smoothing)
 
 
-def mean_gradient(batch: HeadBatch, bias: bool = True, label_smoothing: float = 0.0) -> Tensor:
+def targets(labels: Tensor, like: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """y, one-hot labels smoothed as torch's cross-entropy does, of shape (B, K) and dtype of `like`."""
+    smooth = label_smoothing / like.shape[1]
+    return torch.full_like(like, smooth).scatter_(1, labels[:, None], 1 - label_smoothing + smooth)
+
+
+def mean_gradient(
+    batch: HeadBatch, bias: bool = True, label_smoothing: float = 0.0, *, sharded: bool = False
+) -> Tensor:
     """Gradient of the mean cross-entropy of `batch` with respect to the head: 1/B sum (p - y) h~^T.
 
     Of the hyper-validation set this is the `val_grad` of which `ihvp.solve` makes s_val.
@@ -335,6 +347,7 @@ def mean_gradient(batch: HeadBatch, bias: bool = True, label_smoothing: float = 
         batch: features (B, D), logits (B, K), labels (B,).
         bias: whether the head has one.
         label_smoothing: of the loss whose gradient is wanted; the validation loss usually has none.
+        sharded: each process has a part of the samples, and B counts all of them.
 
     Returns:
         (K, D + 1), bias in the last column, or (K, D) without; in the dtype of the logits; rows sum to zero.
@@ -344,20 +357,28 @@ def mean_gradient(batch: HeadBatch, bias: bool = True, label_smoothing: float = 
     """
     check_labels(batch.labels, batch.logits.shape)
     check_finite(batch)
-    counts = batch.labels.bincount(minlength=batch.logits.shape[1])
-    missing = (counts == 0).nonzero().flatten().tolist()
-    if missing:
-        shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-        warnings.warn(
-            f"the validation set has no sample of {len(missing)} of the head's {len(counts)} classes ({shown}): losses "
-            "on them count for nothing, so an augmentation that harms them is not seen; add samples of each class",
-            stacklevel=2,
-        )
+    count = warn_of_missing_classes(batch.labels, batch.logits.shape[1], sharded)
     r = residuals(batch.logits, batch.labels, label_smoothing)
     grad = r.T @ batch.features.to(r.dtype)
     if bias:
         grad = torch.cat([grad, r.sum(0)[:, None]], 1)
-    return grad / len(r)
+    return (all_sum_(grad) if sharded else grad) / count
+
+
+def warn_of_missing_classes(labels: Tensor, classes: int, sharded: bool = False) -> int:
+    """Warn if the hyper-validation set lacks a class of the head; the number of its samples, over all processes."""
+    counts = labels.bincount(minlength=classes)
+    if sharded:
+        all_sum_(counts)
+    missing = (counts == 0).nonzero().flatten().tolist()
+    if missing:
+        shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        warnings.warn(
+            f"the validation set has no sample of {len(missing)} of the head's {classes} classes ({shown}): losses "
+            "on them count for nothing, so an augmentation that harms them is not seen; add samples of each class",
+            stacklevel=3,
+        )
+    return int(counts.sum())
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -382,6 +403,7 @@ class HeadProblem:
     sample_weights: Tensor | None = None  # (N,), w_i >= 0; the loss divides by N, not by their sum
     label_smoothing: float = 0.0  # as in torch's cross-entropy, in [0, 1]
     weight_decay: float = 0.0  # the loss has weight_decay / 2 |theta|^2, bias included, as torch's optimisers do
+    sharded: bool = False  # these are one process's part of the samples
 
     def __post_init__(self) -> None:
         n = len(self.features)
@@ -404,6 +426,7 @@ class HeadProblem:
             raise ValueError(f"label_smoothing must be in [0, 1], got {self.label_smoothing}")
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"weight_decay must be >= 0 and finite, got {self.weight_decay}")
+        self._span  # noqa: B018  # here all processes meet, not in whichever property comes first
 
     @classmethod
     def from_batch(
@@ -413,6 +436,7 @@ class HeadProblem:
         sample_weights: Tensor | None = None,
         label_smoothing: float = 0.0,
         weight_decay: float = 0.0,
+        sharded: bool = False,
     ) -> HeadProblem:
         """The problem that `head` was trained on, from what `collect` gave; the head's weights are copied.
 
@@ -427,6 +451,7 @@ class HeadProblem:
             sample_weights=sample_weights,
             label_smoothing=label_smoothing,
             weight_decay=weight_decay,
+            sharded=sharded,
         )
 
     @property
@@ -436,8 +461,18 @@ class HeadProblem:
 
     @property
     def n_train(self) -> int:
-        """N, the number of training samples."""
-        return len(self.features)
+        """N, the number of training samples, of all processes together."""
+        return self._span[1]
+
+    @cached_property
+    def _span(self) -> tuple[int, int]:
+        """The first of these samples among all, and N."""
+        count = len(self.features)
+        return span(count, self.features.device) if self.sharded else (0, count)
+
+    def total(self, sums: Tensor) -> Tensor:
+        """`sums` over these samples, replaced by those over all."""
+        return all_sum_(sums) if self.sharded else sums
 
     def with_theta(self, theta: Tensor) -> HeadProblem:
         """The same problem at other weights, (K, D + 1) or (K, D); computes in the dtype of `theta`."""
@@ -450,15 +485,20 @@ class HeadProblem:
 
     @property
     def batch(self) -> HeadBatch:
-        """The training samples as a batch, with the logits of these weights."""
+        """The training samples as a batch, of this process if sharded, with the logits of these weights."""
         return HeadBatch(self.features, self.logits, self.labels)
+
+    def batches(self) -> Iterator[HeadBatch]:
+        """`batch` in parts, of which only one need be in memory."""
+        for rows in self._blocks():
+            yield HeadBatch(self.features[rows], self._logits(rows), self.labels[rows])
 
     def _blocks(self, width: int = 1) -> Iterator[slice]:
         """Row ranges whose features, and `width` rows of logits, take about the block size in the computing dtype."""
         budget = _CPU_BLOCK_BYTES if self.features.device.type == "cpu" else _GPU_BLOCK_BYTES
         row = (self.weight.shape[1] + width * self.weight.shape[0]) * self.weight.element_size()
         step = max(64, budget // row)
-        return (slice(i, i + step) for i in range(0, self.n_train, step))
+        return (slice(i, i + step) for i in range(0, len(self.features), step))
 
     def _weigh(self, values: Tensor, rows: slice | Tensor) -> Tensor:
         """`values` (B, ...) of the samples in `rows`, times their weights."""
@@ -472,41 +512,51 @@ class HeadProblem:
         h = self.features[rows].to(self.weight.dtype)
         return h if self.bias is None else F.pad(h, (0, 1), value=1.0)
 
-    @cached_property
+    def _logits(self, rows: slice) -> Tensor:
+        logits = F.linear(self.features[rows].to(self.weight.dtype), self.weight, self.bias)
+        check_finite(HeadBatch(self.features[rows], logits, self.labels[rows]), rows.start)
+        return logits
+
+    @property
     def logits(self) -> Tensor:
-        """(N, K)."""
-        dtype = self.weight.dtype
-        out = torch.empty(self.n_train, len(self.weight), dtype=dtype, device=self.weight.device)
-        for rows in self._blocks():
-            out[rows] = F.linear(self.features[rows].to(dtype), self.weight, self.bias)
-            check_finite(HeadBatch(self.features[rows], out[rows], self.labels[rows]), rows.start)
-        return out
+        """(N, K), computed anew at each use."""
+        return self._stack(self._logits)
 
     @cached_property
     def probabilities(self) -> Tensor:
         """p, (N, K)."""
-        return self.logits.softmax(1)
+        return self._stack(lambda rows: self._logits(rows).softmax(1))
+
+    def _stack(self, values: Callable[[slice], Tensor]) -> Tensor:
+        """(N, K) of its blocks of rows."""
+        out = self.weight.new_empty(len(self.features), len(self.weight))
+        for rows in self._blocks():
+            out[rows] = values(rows)
+        return out
 
     def loss(self) -> Tensor:
         """L(theta), nats, a scalar."""
-        ce = F.cross_entropy(self.logits, self.labels, reduction="none", label_smoothing=self.label_smoothing)
-        data = self._weigh(ce, slice(None)).mean()
-        return data + 0.5 * self.weight_decay * self.theta.square().sum()
+        data = self.weight.new_zeros(())
+        for rows in self._blocks():
+            smoothing = self.label_smoothing
+            ce = F.cross_entropy(self._logits(rows), self.labels[rows], reduction="none", label_smoothing=smoothing)
+            data += self._weigh(ce, rows).sum()
+        return self.total(data) / self.n_train + 0.5 * self.weight_decay * self.theta.square().sum()
 
     def gradient(self) -> Tensor:
         """(K, D + 1) or (K, D): 1/N sum_i w_i (p_i - y_i) h~_i^T + weight_decay theta."""
         out = torch.zeros_like(self.theta)
         for rows in self._blocks():
-            r = residuals(self.logits[rows], self.labels[rows], self.label_smoothing)
+            r = self.probabilities[rows] - targets(self.labels[rows], self.probabilities[rows], self.label_smoothing)
             self._add_outer(out, self._weigh(r, rows), rows)
-        return out.div_(self.n_train).add_(self.theta, alpha=self.weight_decay)
+        return self.total(out).div_(self.n_train).add_(self.theta, alpha=self.weight_decay)
 
     def hvp(self, v: Tensor, rows: Tensor | None = None) -> Tensor:
         """H V, weight decay included and damping not.
 
         Args:
             v: (K, D + 1) or (K, D) as `theta`, or a stack (R, ...) of them, which shares the passes over the features.
-            rows: indices of a batch of samples over which to take the mean instead of all N.
+            rows: indices below N of a batch of samples, the same in all processes, over which to take the mean instead.
 
         Returns:
             of the shape of `v`, in the dtype of `weight`.
@@ -518,14 +568,21 @@ class HeadProblem:
         stack = len(flat) // len(self.weight)
         out = torch.zeros_like(flat)
         bias = None if self.bias is None else flat[:, dim]
-        for block in self._blocks(stack) if rows is None else [rows]:
+        for block in self._blocks(stack) if rows is None else [self._own(rows)]:
             u = F.linear(self.features[block].to(flat.dtype), flat[:, :dim], bias)
-            u = u.view(len(u), stack, -1)
+            u = u.view(len(u), stack, len(self.weight))
             p = self.probabilities[block, None]
             u = self._weigh(p * (u - (p * u).sum(2, keepdim=True)), block)
             self._add_outer(out, u.flatten(1), block)
-        out = out.div_(self.n_train if rows is None else len(rows)).view(v.shape)
+        out = self.total(out).div_(self.n_train if rows is None else len(rows)).view(v.shape)
         return out.add_(v.to(out.dtype), alpha=self.weight_decay)
+
+    def _own(self, rows: Tensor) -> Tensor:
+        """Of `rows` among all samples those of this process, counted from its first."""
+        if not self.sharded:
+            return rows
+        rows = rows - self._span[0]
+        return rows[(rows >= 0) & (rows < len(self.features))]
 
     def _add_outer(self, out: Tensor, r: Tensor, rows: slice | Tensor) -> None:
         """out += sum_i r_i h~_i^T over the samples in `rows`."""
@@ -542,18 +599,26 @@ class HeadProblem:
             p, h = self.probabilities[rows], self._extended(rows)
             a = p[:, j] * ((1.0 if j == k else 0.0) - p[:, k])
             out.addmm_((self._weigh(a, rows)[:, None] * h).T, h)
-        return out / self.n_train
+        return self.total(out) / self.n_train
 
     @cached_property
     def mean_eigenvalue(self) -> float:
         """Trace of the Hessian's data term (no weight decay) over its size: the unit for relative damping."""
         extra = 0.0 if self.bias is None else 1.0
-        trace = 0.0
+        trace = torch.zeros((), dtype=torch.float64, device=self.weight.device)
         for rows in self._blocks():
             p = self.probabilities[rows]
             h = self.features[rows].to(p.dtype)
-            trace += float(self._weigh((p * (1 - p)).sum(1) * (h.square().sum(1) + extra), rows).sum())
-        return trace / self.n_train / self.theta.numel()
+            trace += self._weigh((p * (1 - p)).sum(1) * (h.square().sum(1) + extra), rows).sum()
+        return float(self.total(trace)) / self.n_train / self.theta.numel()
+
+    @cached_property
+    def mean_square_feature(self) -> float:
+        """Of the features, without the bias input: the unit for relative weight decay."""
+        total = torch.zeros((), dtype=torch.float64, device=self.weight.device)
+        for rows in self._blocks():
+            total += self.features[rows].double().square().sum()
+        return float(self.total(total)) / self.n_train / self.features.shape[1]
 
     def kronecker_inverse(self, damping: float) -> Callable[[Tensor], Tensor]:
         """An approximate (H + damping)^-1, to precondition with: H by the Kronecker product of its two marginals.
@@ -563,15 +628,21 @@ class HeadProblem:
         and D+1.
         """
         # A preconditioner needs the spectrum's outline only: about four rows per column of theta give it.
-        stride = max(1, self.n_train // (4 * self.theta.shape[1] + 1000))
-        p = self.probabilities[::stride]
-        h = F.pad(self.features[::stride].to(p.dtype), (0, 0 if self.bias is None else 1), value=1.0)
-        w = torch.ones_like(p[:, 0]) if self.sample_weights is None else self.sample_weights[::stride].to(p.dtype)
+        size = self.theta.shape[1]
+        stride = max(1, self.n_train // (4 * size + 1000))
+        rows = slice(-self._span[0] % stride, None, stride)
+        p = self.probabilities[rows]
+        h = F.pad(self.features[rows].to(p.dtype), (0, 0 if self.bias is None else 1), value=1.0)
+        w = torch.ones_like(p[:, 0]) if self.sample_weights is None else self.sample_weights[rows].to(p.dtype)
         trace = w * (p * (1 - p)).sum(1)
-        classes = (torch.diag((w[:, None] * p).sum(0)) - (w[:, None] * p).T @ p) / len(p)
-        features = (trace[:, None] * h).T @ h / trace.sum().clamp_min(torch.finfo(p.dtype).tiny)
+        classes = self.total(torch.diag((w[:, None] * p).sum(0)) - (w[:, None] * p).T @ p)
+        classes /= len(range(0, self.n_train, stride))
+        features = self.total((trace[:, None] * h).T @ h)
+        features /= self.total(trace.sum()).clamp_min(torch.finfo(p.dtype).tiny)
         lk, qk = torch.linalg.eigh(classes)
         ld, qd = torch.linalg.eigh(features)
+        if self.sharded:  # to the last bit, so that solvers take the same steps everywhere
+            broadcast_(lk, qk, ld, qd)
         spectrum = lk.clamp_min(0)[:, None] * ld.clamp_min(0) + (self.weight_decay + damping)
 
         def inverse(r: Tensor) -> Tensor:
@@ -649,8 +720,7 @@ def refit(problem: HeadProblem, tolerance: float = 1e-9, max_steps: int = 100) -
         leaves no descent: check it.
     """
     now = problem.to(torch.float64)
-    length = float(torch.linalg.vector_norm(now.features, dtype=torch.float64))
-    scale = (length**2 / now.n_train + (0.0 if now.bias is None else 1.0)) ** 0.5
+    scale = (now.mean_square_feature * now.features.shape[1] + (0.0 if now.bias is None else 1.0)) ** 0.5
     gradient = now.gradient()
     first = norm = float(gradient.norm())
     steps = 0

@@ -149,17 +149,19 @@ def check_stationary(problem: HeadProblem, ihvp: Tensor, limit: float = 0.01) ->
         UserWarning: with the gradient norm and the predicted effect of refitting on the validation loss.
     """
     gradient = problem.gradient()
-    r = residuals(problem.logits, problem.labels, problem.label_smoothing)
-    square = torch.linalg.vector_norm(problem.features, dim=1, dtype=r.dtype).square()
-    square = square + (0.0 if problem.bias is None else 1.0)
     norm = float(gradient.norm())
-    each = float((r.square().sum(1) * square).mean().sqrt())
+    sums = torch.zeros(2, dtype=torch.float64, device=gradient.device)  # over samples: |grad L_i|^2, influence^2
+    for batch in problem.batches():
+        r = residuals(batch.logits, batch.labels, problem.label_smoothing)
+        square = batch.features.to(r.dtype).square().sum(1) + (0.0 if problem.bias is None else 1.0)
+        sums[0] += (r.square().sum(1) * square).sum()
+        sums[1] += influence_up(ihvp, batch, problem.label_smoothing).square().sum()
+    each, influence = (problem.total(sums) / problem.n_train).sqrt().tolist()
     result = Stationarity(
         gradient_norm=norm,
         relative=norm / each if each > 0 else 0.0,
         refit_drop=float((ihvp.to(gradient.dtype) * gradient).sum()),
-        typical_drop=float(influence_up(ihvp, problem.batch, problem.label_smoothing).square().mean().sqrt())
-        / problem.n_train,
+        typical_drop=influence / problem.n_train,
     )
     if result.relative > limit:
         warnings.warn(

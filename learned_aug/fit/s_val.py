@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learned_aug.fit.config import InfluenceConfig
-from learned_aug.fit.head import HeadBatch, HeadProblem, HeadTap, mean_gradient, refit
+from learned_aug.fit.head import HeadBatch, HeadProblem, HeadTap, refit, warn_of_missing_classes
 from learned_aug.fit.ihvp import Solution, relative_damping, solve
 from learned_aug.fit.influence import check_stationary, influence_aug
 
@@ -17,21 +18,22 @@ __all__ = ["predicted_influence", "solve_s_val"]
 
 
 def solve_s_val(
-    train: HeadBatch, val: HeadBatch, layer: nn.Linear, config: InfluenceConfig
+    train: HeadBatch, val: HeadBatch, layer: nn.Linear, config: InfluenceConfig, *, sharded: bool = False
 ) -> tuple[HeadProblem, Solution]:
     """The head, refitted if asked for, and s_val at it.
 
     Args:
-        train: of all training images, features (N, D).
-        val: of all hyper-validation images.
+        train: of all training images, features (N, D); its logits are not used.
+        val: of all hyper-validation images; likewise.
         layer: the head as found; not changed.
         config: settings.
+        sharded: `train` and `val` are one process's parts; all processes get the same result.
 
     Warns:
         UserWarning: if the head could not be refitted, or is used as found and far from stationary.
     """
-    decay = config.weight_decay * float(train.features.square().mean(dtype=torch.float32))
-    problem = HeadProblem.from_batch(train, layer, label_smoothing=config.label_smoothing, weight_decay=decay)
+    problem = HeadProblem.from_batch(train, layer, label_smoothing=config.label_smoothing, sharded=sharded)
+    problem = replace(problem, weight_decay=config.weight_decay * problem.mean_square_feature)
     if config.refit_head:
         refitted = refit(problem)
         problem = refitted.problem
@@ -41,9 +43,9 @@ def solve_s_val(
                 f"{refitted.gradient_norm:.1e}: predictions will be off; raise InfluenceConfig.weight_decay",
                 stacklevel=3,
             )
-    features = val.features.to(problem.weight.dtype)
-    logits = F.linear(features, problem.weight, problem.bias)
-    gradient = mean_gradient(HeadBatch(features, logits, val.labels), problem.bias is not None)
+    on_val = replace(problem, features=val.features, labels=val.labels, label_smoothing=0.0, weight_decay=0.0)
+    warn_of_missing_classes(val.labels, len(problem.weight), sharded)
+    gradient = on_val.gradient()
     solution = solve(problem, gradient, relative_damping(problem, config.damping), config.solver)
     if not config.refit_head:
         check_stationary(problem, solution.value)
