@@ -18,8 +18,8 @@ class Event:
 
     Attributes:
         stage: such as "pretrain" or "maximize".
-        step: steps done, 1 to `total`.
-        total: steps of the stage.
+        step: steps done, up to `total`; 0 is what the stage starts from.
+        total: steps of the stage, at most.
         metrics: name to value; units in the docstring of the stage.
     """
 

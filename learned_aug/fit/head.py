@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from learned_aug.fit.events import Event, OnEvent
 from learned_aug.fit.parallel import all_sum_, broadcast_, span
 
 __all__ = [
@@ -265,33 +266,62 @@ class HeadBatch(NamedTuple):
 
 
 @torch.no_grad()
-def collect(tap: HeadTap, batches: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype | None = None) -> HeadBatch:
+def collect(
+    tap: HeadTap,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    dtype: torch.dtype | None = None,
+    *,
+    count: int = 0,
+    keep_logits: bool = True,
+) -> HeadBatch:
     """Features, logits and labels of a data set, streamed through the model without grad.
 
     Args:
         tap: an open `HeadTap`, which also says on which device the model is.
         batches: pairs of images (B, ...) and class indices (B,), in the order that the result keeps.
-        dtype: of the stored features, such as torch.float16 to halve the cache; default as the model gives them.
+        dtype: of the stored features; default as the model gives them. torch.float16 halves the cache, and moves s_val
+            by about 1e-4 of its size (benchmarks/fit/memory.py).
+        count: how many samples will come, where that is known, so that memory is taken once. If more come, it doubles.
+        keep_logits: False if the head will be another, as in `HeadProblem.from_batch`, which computes its own: logits
+            are then (N, 0).
 
     Raises:
         ValueError: if there is no batch, if labels are not class indices of the head, or if features or logits are not
             finite, with the index of the first such sample.
     """
-    parts: list[HeadBatch] = []
+    columns = _Rows(count), _Rows(count), _Rows(count)
     start = 0
     for images, labels in batches:
         device = tap.head.weight.device
         features, logits = tap(images.to(device))
         labels = labels.to(device)
         check_labels(labels, logits.shape, start)
-        if dtype is not None:
-            features = features.to(dtype)
-        parts.append(HeadBatch(features.detach(), logits.detach(), labels.long()))
-        check_finite(parts[-1], start)
+        batch = HeadBatch(features if dtype is None else features.to(dtype), logits, labels.long())
+        check_finite(batch, start)
+        for column, rows in zip(columns, batch if keep_logits else batch._replace(logits=logits[:, :0]), strict=True):
+            column.append(rows)
         start += len(labels)
-    if not parts:
+    if not start:
         raise ValueError("batches must hold at least one batch of (images, labels), got none")
-    return HeadBatch(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return HeadBatch(*(column.tensor[:start] for column in columns))
+
+
+class _Rows:
+    """A tensor to which rows are appended, with room for `count` at first."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.used = count, 0
+        self.tensor = torch.empty(0)
+
+    def append(self, rows: Tensor) -> None:
+        end = self.used + len(rows)
+        if not self.used or end > len(self.tensor):
+            more = rows.new_empty(max(end, 2 * self.used or self.count), *rows.shape[1:])
+            if self.used:
+                more[: self.used] = self.tensor[: self.used]
+            self.tensor = more
+        self.tensor[self.used : end] = rows
+        self.used = end
 
 
 def check_labels(labels: Tensor, logits_shape: torch.Size, start: int = 0) -> None:
@@ -706,7 +736,9 @@ def conjugate_gradients(
     return x, r, max_steps
 
 
-def refit(problem: HeadProblem, tolerance: float = 1e-9, max_steps: int = 100) -> RefitResult:
+def refit(
+    problem: HeadProblem, tolerance: float = 1e-9, max_steps: int = 100, *, on_event: OnEvent | None = None
+) -> RefitResult:
     """Train the head to stationarity: Newton steps by conjugate gradients, with a line search, in float64.
 
     Args:
@@ -714,6 +746,7 @@ def refit(problem: HeadProblem, tolerance: float = 1e-9, max_steps: int = 100) -
         tolerance: on |grad L|, relative to the root mean square of |h~|.
         max_steps: Newton steps. Without weight decay, separable features have no minimiser: the weights then grow until
             the gradient is below the tolerance.
+        on_event: gets "refit" events: gradient_norm (|grad L|, nats per unit of theta), at step 0 of the head as found.
 
     Returns:
         the problem at its optimum, in float64. `converged` is False if `max_steps` were not enough, or if rounding
@@ -724,7 +757,11 @@ def refit(problem: HeadProblem, tolerance: float = 1e-9, max_steps: int = 100) -
     gradient = now.gradient()
     first = norm = float(gradient.norm())
     steps = 0
-    while norm > tolerance * scale and steps < max_steps:
+    while True:
+        if on_event is not None:
+            on_event(Event("refit", steps, max_steps, {"gradient_norm": norm}))
+        if norm <= tolerance * scale or steps == max_steps:
+            break
         # Without weight decay H is singular; this ridge, far below the gradient's own scale, keeps the step finite.
         ridge = 0.0 if now.weight_decay else 1e-6 * now.mean_eigenvalue + 1e-300
         target = min(0.1, (norm / first) ** 0.5) * norm

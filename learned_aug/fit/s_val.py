@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learned_aug.fit.config import InfluenceConfig
+from learned_aug.fit.events import OnEvent
 from learned_aug.fit.head import HeadBatch, HeadProblem, HeadTap, refit, warn_of_missing_classes
 from learned_aug.fit.ihvp import Solution, relative_damping, solve
 from learned_aug.fit.influence import check_stationary, influence_aug
@@ -18,7 +19,13 @@ __all__ = ["predicted_influence", "solve_s_val"]
 
 
 def solve_s_val(
-    train: HeadBatch, val: HeadBatch, layer: nn.Linear, config: InfluenceConfig, *, sharded: bool = False
+    train: HeadBatch,
+    val: HeadBatch,
+    layer: nn.Linear,
+    config: InfluenceConfig,
+    *,
+    sharded: bool = False,
+    on_event: OnEvent | None = None,
 ) -> tuple[HeadProblem, Solution]:
     """The head, refitted if asked for, and s_val at it.
 
@@ -28,6 +35,7 @@ def solve_s_val(
         layer: the head as found; not changed.
         config: settings.
         sharded: `train` and `val` are one process's parts; all processes get the same result.
+        on_event: gets the events of :func:`refit`.
 
     Warns:
         UserWarning: if the head could not be refitted, or is used as found and far from stationary.
@@ -35,7 +43,7 @@ def solve_s_val(
     problem = HeadProblem.from_batch(train, layer, label_smoothing=config.label_smoothing, sharded=sharded)
     problem = replace(problem, weight_decay=config.weight_decay * problem.mean_square_feature)
     if config.refit_head:
-        refitted = refit(problem)
+        refitted = refit(problem, on_event=on_event)
         problem = refitted.problem
         if not refitted.converged:
             warnings.warn(
