@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
 from learned_aug.fit.ihvp import Solver
 
 __all__ = ["FitConfig", "InfluenceConfig", "MaximizeConfig", "PretrainConfig", "RetrainConfig"]
@@ -58,6 +60,9 @@ class InfluenceConfig:
     damping: float = 0.0  # beyond the weight decay, in units of the Hessian's mean eigenvalue; costs accuracy there
     solver: Solver | Literal["auto"] = "auto"
     label_smoothing: float = 0.0  # of the loss that the model is trained with
+    # Of the cached features; None as the model gives them. float16 halves the memory, and moved s_val by 4e-4 of its
+    # length in benchmarks/fit/memory.py; bfloat16, for features beyond 65,504, by 3e-3.
+    cache_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -65,6 +70,8 @@ class InfluenceConfig:
         _check_at_most_one(self, "label_smoothing")
         if self.solver != "auto" and not isinstance(self.solver, Solver):
             raise ValueError(f'InfluenceConfig.solver must be "auto" or a solver such as CG(), got {self.solver!r}')
+        if self.cache_dtype not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise ValueError(f"InfluenceConfig.cache_dtype must be a floating dtype or None, got {self.cache_dtype!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -279,8 +279,7 @@ def collect(
     Args:
         tap: an open `HeadTap`, which also says on which device the model is.
         batches: pairs of images (B, ...) and class indices (B,), in the order that the result keeps.
-        dtype: of the stored features; default as the model gives them. torch.float16 halves the cache, and moves s_val
-            by about 1e-4 of its size (benchmarks/fit/memory.py).
+        dtype: of the stored features; default as the model gives them. see `InfluenceConfig.cache_dtype`.
         count: how many samples will come, where that is known, so that memory is taken once. If more come, it doubles.
         keep_logits: False if the head will be another, as in `HeadProblem.from_batch`, which computes its own: logits
             are then (N, 0).
@@ -347,7 +346,7 @@ def check_finite(batch: HeadBatch, start: int = 0) -> None:
         if len(wrong):
             raise ValueError(
                 f"{what} must be finite; sample {start + int(wrong[0])} is the first of {len(wrong)} in its batch that "
-                "are not: check its image, the model's weights, and half precision for overflow"
+                "are not: check its image, the model's weights, and float16 for overflow, which bfloat16 does not have"
             )
 
 
