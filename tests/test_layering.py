@@ -11,7 +11,7 @@ ROOT = Path(learned_aug.__file__).parent
 # Each module, and the modules it may import. `learned_aug` itself, the public face, may import any.
 ALLOWED = {
     "functional": set(),
-    "nets": set(),
+    "nets": {"functional"},
     "weights": {"nets"},
     "card": {"nets", "weights"},
     "hub": {"weights"},
@@ -20,23 +20,34 @@ ALLOWED = {
     "transform": {"functional", "nets", "augmenter"},
     "fit.events": set(),
     "fit.data": set(),
+    "fit.rng": set(),
+    "fit.stream": {"fit.data", "fit.rng"},
+    "fit.checkpoint": {"weights"},
     "fit.parallel": set(),
     "fit.head": {"fit.events", "fit.parallel"},
     "fit.ihvp": {"fit.head"},
     "fit.influence": {"fit.head", "fit.ihvp"},
     "fit.config": {"fit.ihvp"},
     "fit.diagnostics": {"augmenter", "fit.head"},
-    "fit.gan": {"augmenter", "fit.config", "fit.diagnostics", "fit.events", "fit.head"},
+    "fit.fingerprint": {"fit.checkpoint", "fit.data", "fit.ihvp", "fit.rng", "fit.stream"},
+    "fit.training": {"augmenter", "fit.events", "fit.parallel"},
+    "fit.run": {"augmenter"} | {f"fit.{m}" for m in ["checkpoint", "events", "parallel", "stream", "training"]},
+    "fit.gan": {"augmenter"}
+    | {f"fit.{m}" for m in ["config", "diagnostics", "events", "head", "parallel", "rng", "training"]},
     "fit.s_val": {"fit.config", "fit.events", "fit.head", "fit.ihvp", "fit.influence"},
     "fit.choose": {"augmenter", "fit.config", "fit.data", "fit.head", "fit.influence", "fit.s_val"},
     "fit.maximize": {"augmenter"}
-    | {f"fit.{m}" for m in ["config", "diagnostics", "events", "head", "influence", "s_val"]},
-    "fit.retrain": {"fit.choose", "fit.config", "fit.data", "fit.events", "fit.head"},
-    "fit.pipeline": {"augmenter", "nets"}
     | {
         f"fit.{m}"
-        for m in ["config", "data", "diagnostics", "events", "gan", "head", "ihvp", "influence", "maximize", "s_val"]
+        for m in ["config", "diagnostics", "events", "head", "influence", "parallel", "rng", "s_val", "training"]
     },
+    "fit.retrain": {"fit.choose", "fit.config", "fit.data", "fit.events", "fit.head"},
+    "fit.stages": {"augmenter", "nets"}
+    | {f"fit.{m}" for m in ["config", "data", "diagnostics", "events", "gan", "head", "ihvp", "influence"]}
+    | {f"fit.{m}" for m in ["maximize", "parallel", "rng", "s_val", "stream", "training"]},
+    "fit.pipeline": {"augmenter", "nets"}
+    | {f"fit.{m}" for m in ["checkpoint", "config", "data", "events", "fingerprint", "head", "ihvp", "parallel"]}
+    | {f"fit.{m}" for m in ["rng", "run", "stages"]},
     "viz": {"augmenter", "fit.events"},
     "demo": {"fit", "transform", "viz", "weights"},
     "cli": {"demo"},

@@ -1,5 +1,6 @@
 """Fitting an augmenter to a classifier: the stages, their settings and their results."""
 
+from learned_aug.fit.checkpoint import CheckpointError
 from learned_aug.fit.choose import DrawChoice
 from learned_aug.fit.config import FitConfig, InfluenceConfig, MaximizeConfig, PretrainConfig, RetrainConfig
 from learned_aug.fit.diagnostics import effective_rank, measure
@@ -44,6 +45,7 @@ from learned_aug.fit.s_val import predicted_influence, solve_s_val
 __all__ = [
     "CG",
     "BlockDiagonal",
+    "CheckpointError",
     "ConvergenceError",
     "Direct",
     "DrawChoice",

@@ -40,10 +40,11 @@ class ProgressBars:
         self._stage = ""
 
     def __call__(self, event: Event) -> None:
-        """Show `event`, in a new bar if it opens a stage."""
+        """Show `event`, in a new bar if it opens a stage; of a resumed stage the bar starts where the stage does."""
         if self._bar is None or event.stage != self._stage or event.step < self._bar.n:
             self.close()
-            self._bar = tqdm(total=event.total, desc=event.stage, unit="step", dynamic_ncols=True)
+            done = event.step - 1
+            self._bar = tqdm(total=event.total, initial=done, desc=event.stage, unit="step", dynamic_ncols=True)
             self._stage = event.stage
         if event.metrics:
             shown = {name: f"{value:.3g}" for name, value in event.metrics.items()}

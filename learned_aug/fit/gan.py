@@ -9,13 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learned_aug.augmenter import Augmenter
+from learned_aug.augmenter import Augmented, Augmenter
 from learned_aug.fit.config import PretrainConfig
 from learned_aug.fit.diagnostics import divergence_named, draw_distance, require_finite, shared_change
-from learned_aug.fit.events import Event, OnEvent
+from learned_aug.fit.events import OnEvent
 from learned_aug.fit.head import HeadTap
+from learned_aug.fit.parallel import all_mean, average_gradients_, world_size
+from learned_aug.fit.rng import generator
+from learned_aug.fit.training import Training, share_of_masks
 
-__all__ = ["FeatureDiscriminator", "ImageDiscriminator", "pretrain", "ragan_d_loss", "ragan_g_loss"]
+__all__ = ["FeatureDiscriminator", "ImageDiscriminator", "Pretraining", "pretrain", "ragan_d_loss", "ragan_g_loss"]
 
 REMEDY = "lower PretrainConfig.lr, or the discriminators'"
 
@@ -23,7 +26,8 @@ REMEDY = "lower PretrainConfig.lr, or the discriminators'"
 def ragan_d_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Discriminator's loss: a real sample should look more real than the average fake one, and the reverse.
 
-    -E_r log s(C_r - E C_f) - E_f log(1 - s(C_f - E C_r)), s the sigmoid; ln 4 where it cannot tell them apart.
+    -E_r log s(C_r - E C_f) - E_f log(1 - s(C_f - E C_r)), s the sigmoid; ln 4 where it cannot tell them apart. Of
+    several processes each gets its share of the loss, of which the mean is wanted; the inner means run over all.
 
     Args:
         real: logits C of real samples, (B,), or (B, M) of M discriminators.
@@ -32,7 +36,8 @@ def ragan_d_loss(real: Tensor, fake: Tensor) -> Tensor:
     Returns:
         A scalar, or (M,).
     """
-    return F.softplus(fake.mean(0) - real).mean(0) + F.softplus(fake - real.mean(0)).mean(0)
+    real_mean, fake_mean = all_mean(real.mean(0)), all_mean(fake.mean(0))
+    return F.softplus(fake_mean - real).mean(0) + F.softplus(fake - real_mean).mean(0)
 
 
 def ragan_g_loss(real: Tensor, fake: Tensor) -> Tensor:
@@ -68,7 +73,7 @@ def pretrain(
     reals: Iterator[tuple[Tensor, Tensor]],
     config: PretrainConfig,
     *,
-    generator: torch.Generator,
+    seed: int = 0,
     on_event: OnEvent,
 ) -> None:
     """Train E and G, in place, so that their images pass for baseline-augmented ones.
@@ -83,66 +88,95 @@ def pretrain(
         sources: endless (images, labels), to be augmented.
         reals: endless (images, labels) with the baseline augmentation, never the raw images.
         config: settings.
-        generator: for the masks and the discriminators' weights.
+        seed: of the masks and the discriminators' weights.
         on_event: gets "pretrain" events: the losses of the image and the feature discriminator, d_image and d_feature,
             and of G against each, g_image and g_feature (ln 4 = 1.386 at a draw), and spread_px, the mean distance of
             two draws' flows in pixels.
     """
-    if not config.steps:
-        return
-    real = next(reals)[0][: config.batch_size]
-    image_critic, feature_critic = ImageDiscriminator(real.shape[1]), FeatureDiscriminator(tap.head.in_features)
-    for module in (*image_critic, feature_critic):
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
-            nn.init.kaiming_normal_(module.weight, 0.2, generator=generator)
-            nn.init.zeros_(module.bias)
-    image_critic.to(real.device)
-    feature_critic.to(real.device)
-    weights = torch.tensor([1.0, config.feature_weight], device=real.device)
+    Pretraining(augmenter, tap, sources, reals, config, seed=seed).run(on_event)
 
-    def judge(images: Tensor) -> Tensor:
-        return torch.cat([image_critic(images.float()), feature_critic(tap(images)[0].float())], dim=1)
 
-    # No momentum and a short second moment, as usual for a game whose gradients turn.
-    d_optimizer = torch.optim.Adam(
-        [
-            {"params": image_critic.parameters(), "lr": config.lr_image},
-            {"params": feature_critic.parameters(), "lr": config.lr_feature},
-        ],
-        betas=(0.0, 0.99),
-    )
-    g_optimizer = torch.optim.Adam(augmenter.parameters(), config.lr, betas=(0.0, 0.99))
-    start: Tensor | None = None
-    augmenter.requires_grad_(True)
-    try:
-        for step in range(config.steps):
-            source = next(sources)[0][: (config.batch_size + 1) // 2]
-            with divergence_named("pretrain", REMEDY):
-                out = augmenter.augment(source.repeat(2, 1, 1, 1), generator=generator)
-            spread = draw_distance(out)
-            start = spread.detach() if start is None else start
+class Pretraining(Training):
+    """The state and the step of :func:`pretrain`."""
 
-            real_logits, fake_logits = judge(real), judge(out.images.detach())
-            d_loss = ragan_d_loss(real_logits, fake_logits)
-            d_optimizer.zero_grad()
-            (d_loss * weights).sum().backward()
-            d_optimizer.step()
+    name = "pretrain"
 
-            with torch.no_grad():
-                real_logits = judge(real)
-            g_loss = ragan_g_loss(real_logits, judge(out.images))
-            unit = start.clamp_min(1e-12)
-            collapse = (F.relu(start - spread) / unit + shared_change(out) / unit.square()).sum()
-            loss = (g_loss * weights).sum() + config.diversity_weight * collapse
-            require_finite(loss, "pretrain", REMEDY)
-            g_optimizer.zero_grad()
-            loss.backward()
-            g_optimizer.step()
+    def __init__(
+        self,
+        augmenter: Augmenter,
+        tap: HeadTap,
+        sources: Iterator[tuple[Tensor, Tensor]],
+        reals: Iterator[tuple[Tensor, Tensor]],
+        config: PretrainConfig,
+        *,
+        seed: int,
+    ) -> None:
+        self.tap, self.sources, self.reals, self.config, self.seed = tap, sources, reals, config, seed
+        self.image_critic = ImageDiscriminator(augmenter.config.channels)
+        self.feature_critic = FeatureDiscriminator(tap.head.in_features)
+        initial = generator(seed, self.name, "discriminators")
+        for module in (*self.image_critic, self.feature_critic):
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+                nn.init.kaiming_normal_(module.weight, 0.2, generator=initial)
+                nn.init.zeros_(module.bias)
+        self.image_critic.to(augmenter.device)
+        self.feature_critic.to(augmenter.device)
+        self.weights = torch.tensor([1.0, config.feature_weight], device=augmenter.device)
+        # No momentum and a short second moment, as usual for a game whose gradients turn.
+        self.d_optimizer = torch.optim.Adam(
+            [
+                {"params": self.image_critic.parameters(), "lr": config.lr_image},
+                {"params": self.feature_critic.parameters(), "lr": config.lr_feature},
+            ],
+            betas=(0.0, 0.99),
+        )
+        self.g_optimizer = torch.optim.Adam(augmenter.parameters(), config.lr, betas=(0.0, 0.99))
+        super().__init__(
+            augmenter,
+            config.steps,
+            {"image_critic": self.image_critic, "feature_critic": self.feature_critic},
+            {"d": self.d_optimizer, "g": self.g_optimizer},
+        )
 
-            real = next(reals)[0][: config.batch_size]
-            values = torch.cat([d_loss.detach(), g_loss.detach(), spread.detach()[:1]]).tolist()
-            names = ("d_image", "d_feature", "g_image", "g_feature", "spread_px")
-            on_event(Event("pretrain", step + 1, config.steps, dict(zip(names, values, strict=True))))
-    finally:
-        augmenter.zero_grad()
-        augmenter.requires_grad_(False)
+    def judge(self, images: Tensor) -> Tensor:
+        """Logits of both discriminators, (B, 2)."""
+        return torch.cat([self.image_critic(images.float()), self.feature_critic(self.tap(images)[0].float())], dim=1)
+
+    def step(self) -> dict[str, Tensor]:
+        """The discriminators', then E and G's."""
+        config, augmenter = self.config, self.augmenter
+        # A loader's batches may be larger.
+        source = next(self.sources)[0][: (config.batch_size + 1) // 2 // world_size()]
+        real = next(self.reals)[0][: config.batch_size // world_size()]
+        masks = share_of_masks(augmenter, source, generator(self.seed, self.name, self.done), draws=2)
+        with divergence_named("pretrain", REMEDY):
+            out = augmenter.augment(source.repeat(2, 1, 1, 1), masks)
+        spread = all_mean(draw_distance(out))
+        start = self.units.setdefault("spread", spread.detach())
+
+        d_loss = ragan_d_loss(self.judge(real), self.judge(out.images.detach()))
+        self.d_optimizer.zero_grad()
+        (d_loss * self.weights).sum().backward()
+        average_gradients_([*self.image_critic.parameters(), *self.feature_critic.parameters()])
+        self.d_optimizer.step()
+
+        with torch.no_grad():
+            real_logits = self.judge(real)
+        g_loss = ragan_g_loss(real_logits, self.judge(out.images))
+        unit = start.clamp_min(1e-12)
+        flow, delta = (all_mean(field.mean(0, keepdim=True)) for field in (out.flow, out.delta))
+        shared = shared_change(Augmented(out.images, flow, delta))
+        collapse = (F.relu(start - spread) / unit + shared / unit.square()).sum()
+        loss = (g_loss * self.weights).sum() + config.diversity_weight * collapse
+        require_finite(all_mean(loss.detach()), "pretrain", REMEDY)
+        self.g_optimizer.zero_grad()
+        loss.backward()
+        average_gradients_(augmenter.parameters())
+        self.g_optimizer.step()
+        return {
+            "d_image": d_loss[0],
+            "d_feature": d_loss[1],
+            "g_image": g_loss[0],
+            "g_feature": g_loss[1],
+            "spread_px": spread[0],
+        }

@@ -12,12 +12,15 @@ from torch import Tensor
 from learned_aug.augmenter import Augmented, Augmenter
 from learned_aug.fit.config import MaximizeConfig
 from learned_aug.fit.diagnostics import divergence_named, draw_distance, require_finite
-from learned_aug.fit.events import Event, OnEvent
+from learned_aug.fit.events import OnEvent
 from learned_aug.fit.head import HeadProblem, HeadTap
 from learned_aug.fit.influence import predicted_val_drop
+from learned_aug.fit.parallel import all_mean, average_gradients_, world_size
+from learned_aug.fit.rng import generator
 from learned_aug.fit.s_val import predicted_influence
+from learned_aug.fit.training import Training, share_of_masks
 
-__all__ = ["maximize"]
+__all__ = ["Maximizing", "maximize"]
 
 REMEDY = "lower MaximizeConfig.lr"
 
@@ -30,7 +33,7 @@ def maximize(
     ihvp: Tensor,
     config: MaximizeConfig,
     *,
-    generator: torch.Generator,
+    seed: int = 0,
     on_event: OnEvent,
 ) -> None:
     """Train E and G, in place, against a fixed s_val.
@@ -47,50 +50,76 @@ def maximize(
         head: as in :func:`predicted_influence`.
         ihvp: s_val, (K, D + 1).
         config: settings.
-        generator: for the masks.
+        seed: of the masks.
         on_event: gets "maximize" events: predicted_val_drop (Eq. 15, nats, mean over the images replaced one at a time;
             positive is good), cross_entropy (nats) and misclassified (share) of the user's model on the augmented
             images, and moved, the distance of the trust term.
     """
-    if not config.steps:
-        return
-    start = copy.deepcopy(augmenter)
-    optimizer = torch.optim.Adam(augmenter.parameters(), config.lr)
-    scale: tuple[Tensor, Tensor] | None = None
-    augmenter.requires_grad_(True)
-    try:
-        for step in range(config.steps):
-            images, labels = next(batches)
-            masks = augmenter.draw_masks(len(images), generator=generator, device=images.device)
-            with divergence_named("maximize", REMEDY):
-                out = augmenter.augment(images, masks)
-            anchor = start.augment(images, masks)
-            influence, logits = predicted_influence(tap, head, ihvp, images, out.images, labels)
-            if scale is None:
-                if len(images) < 2:
-                    raise ValueError("train must give batches of at least 2 images, got 1; raise the batch size")
-                other = start.augment(images, generator=generator)
-                both = Augmented(*(torch.cat(pair) for pair in zip(anchor, other, strict=True)))
-                scale = influence.detach().std().clamp_min(1e-12), draw_distance(both).clamp_min(1e-12)
-            moved = _distance(out, anchor, scale[1])
-            cross_entropy = F.cross_entropy(logits, labels, reduction="none")
-            hinge = F.relu(cross_entropy - config.label_margin)
-            loss = influence.mean() / scale[0] + config.label_weight * hinge.mean() + config.trust_weight * moved
-            require_finite(loss, "maximize", REMEDY)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(augmenter.parameters(), config.clip)
-            optimizer.step()
-            metrics = {
-                "predicted_val_drop": float(predicted_val_drop(influence.detach().mean(), head.n_train)),
-                "cross_entropy": float(cross_entropy.detach().mean()),
-                "misclassified": float((logits.argmax(1) != labels).float().mean()),
-                "moved": float(moved.detach()),
-            }
-            on_event(Event("maximize", step + 1, config.steps, metrics))
-    finally:
-        augmenter.zero_grad()
-        augmenter.requires_grad_(False)
+    Maximizing(augmenter, tap, batches, head, ihvp, config, seed=seed).run(on_event)
+
+
+class Maximizing(Training):
+    """The state and the step of :func:`maximize`."""
+
+    name = "maximize"
+
+    def __init__(
+        self,
+        augmenter: Augmenter,
+        tap: HeadTap,
+        batches: Iterator[tuple[Tensor, Tensor]],
+        head: HeadProblem,
+        ihvp: Tensor,
+        config: MaximizeConfig,
+        *,
+        seed: int,
+    ) -> None:
+        self.tap, self.batches, self.head, self.ihvp, self.config, self.seed = tap, batches, head, ihvp, config, seed
+        self.start = copy.deepcopy(augmenter)
+        self.optimizer = torch.optim.Adam(augmenter.parameters(), config.lr)
+        super().__init__(augmenter, config.steps, {}, {"adam": self.optimizer})
+
+    def step(self) -> dict[str, Tensor]:
+        """E and G's."""
+        config, augmenter = self.config, self.augmenter
+        images, labels = next(self.batches)
+        draws = generator(self.seed, self.name, self.done)
+        masks = share_of_masks(augmenter, images, draws)
+        with divergence_named("maximize", REMEDY):
+            out = augmenter.augment(images, masks)
+        anchor = self.start.augment(images, masks)
+        influence, logits = predicted_influence(self.tap, self.head, self.ihvp, images, out.images, labels)
+        if not self.units:
+            if len(images) * world_size() < 2:
+                raise ValueError("train must give batches of at least 2 images, got 1; raise the batch size")
+            other = self.start.augment(images, share_of_masks(augmenter, images, draws))
+            both = Augmented(*(torch.cat(pair) for pair in zip(anchor, other, strict=True)))
+            self.units["influence"] = _std(influence.detach()).clamp_min(1e-12)
+            self.units["spread"] = all_mean(draw_distance(both)).clamp_min(1e-12)
+        moved = _distance(out, anchor, self.units["spread"])
+        cross_entropy = F.cross_entropy(logits, labels, reduction="none")
+        hinge = F.relu(cross_entropy - config.label_margin)
+        gain = influence.mean() / self.units["influence"]
+        loss = gain + config.label_weight * hinge.mean() + config.trust_weight * moved
+        require_finite(all_mean(loss.detach()), "maximize", REMEDY)
+        self.optimizer.zero_grad()
+        loss.backward()
+        average_gradients_(augmenter.parameters())
+        torch.nn.utils.clip_grad_norm_(augmenter.parameters(), config.clip)
+        self.optimizer.step()
+        return {
+            "predicted_val_drop": predicted_val_drop(influence.mean(), self.head.n_train),
+            "cross_entropy": cross_entropy.mean(),
+            "misclassified": (logits.argmax(1) != labels).float().mean(),
+            "moved": moved,
+        }
+
+
+def _std(values: Tensor) -> Tensor:
+    """Over all processes, each of which has as many values."""
+    count = len(values) * world_size()
+    variance = all_mean((values - all_mean(values.mean())).square().mean()) * count / (count - 1)
+    return variance.sqrt()
 
 
 def _distance(out: Augmented, anchor: Augmented, spread: Tensor) -> Tensor:

@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from os import PathLike
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from learned_aug.augmenter import Augmenter
+from learned_aug.fit.checkpoint import Checkpoint
 from learned_aug.fit.config import FitConfig
-from learned_aug.fit.data import Batches, Data
-from learned_aug.fit.diagnostics import measure
+from learned_aug.fit.data import Data, hold_out
 from learned_aug.fit.events import Event, OnEvent, ProgressBars
-from learned_aug.fit.gan import pretrain
-from learned_aug.fit.head import HeadTap, borrowed, collect, find_head
+from learned_aug.fit.fingerprint import fingerprint
+from learned_aug.fit.head import borrowed, find_head, unwrap
 from learned_aug.fit.ihvp import Solution
-from learned_aug.fit.influence import predicted_val_drop
-from learned_aug.fit.maximize import maximize
-from learned_aug.fit.s_val import predicted_influence, solve_s_val
+from learned_aug.fit.parallel import rank, world_size
+from learned_aug.fit.rng import generator
+from learned_aug.fit.run import Run
+from learned_aug.fit.stages import Influence, Setting, Tap
 from learned_aug.nets import AugmenterConfig
 
 __all__ = ["FitResult", "fit"]
-
-# Gradients of the validation and the test loss agree badly below: cosine .89 with 5,000 images of MNIST, .36 with 120.
-SMALL_VAL = 1000
-PROBE = 512  # training images on which the diagnostics are measured
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,12 +65,16 @@ class FitResult:
 def fit(
     model: nn.Module,
     train: Data,
-    val: Data,
+    val: Data | float,
     *,
     baseline: Callable[[Tensor], Tensor] | None = None,
     augmenter: AugmenterConfig | None = None,
     head: str | None = None,
     config: FitConfig | None = None,
+    device: torch.device | str | None = None,
+    amp: torch.dtype | None = None,
+    checkpoint_dir: str | PathLike[str] | None = None,
+    checkpoint_every: float = 60.0,
     progress: bool = True,
     on_event: OnEvent | None = None,
 ) -> FitResult:
@@ -83,22 +85,38 @@ def fit(
     lower the validation loss that the influence predicts (stage 3). Stage 4, training a classifier on augmented images,
     is yours: use the augmenter in your own training, or :func:`learned_aug.fit.retrain`.
 
+    **Randomness.** All draws follow from ``config.seed``, those of the baseline and of the data sets' own transforms as
+    well: torch's, Python's and NumPy's global generators are seeded while these run, and are given back as they were.
+
+    **Several processes.** Where torch.distributed has a process group, call this in each process with the same
+    arguments, the model on the process's own device. Each works on its share of every batch (batch sizes are those of
+    all processes together, and multiples of their number), and all return the same result, that of one process but for
+    rounding. Process 0 alone writes checkpoints, shows bars and calls `on_event`.
+
     Args:
         model: a trained classifier that ends in an nn.Linear and returns its logits. It comes back bit-identical:
-            parameters, buffers, mode, requires_grad and hooks, also when fit raises. All runs on its device.
+            parameters, buffers, mode, requires_grad and hooks, also when fit raises.
         train: what the model was trained on: a Dataset of (image, label), image a floating tensor (C, H, W), or a
-            DataLoader of such batches, which keeps its own batch size in all stages.
+            DataLoader of such batches, which keeps its own batch size, order and workers in all stages. Samples that
+            are dicts are read by "image", "img" or "pixel_values" and "label" or "labels".
         val: the hyper-validation set, of the same kind, about 1,000 images or more; not augmented, not in `train`, and
-            never the test set that you report.
+            never the test set that you report. Or a share of `train` to hold out for it, such as 0.1, at random and
+            from all classes alike; the model should then not have been trained on these images.
         baseline: the augmentation the model was trained with, from an image (C, H, W) to one of the same size, such as
-            ``v2.RandomCrop(32, padding=4)``; None skips stage 1, which needs the images without it as well. Its draws
-            come from torch's global generator: seed that for a repeatable fit.
+            ``v2.RandomCrop(32, padding=4)``; None skips stage 1, which needs the images without it as well.
         augmenter: the networks' configuration; by default for the channels and size of images in [0, 1]. State mean and
             std there if the images are normalised.
         head: name of the last Linear, such as "fc"; by default the last one registered.
         config: settings of the stages and the seed.
+        device: where to run, by default where the model is; elsewhere a copy of the model is used.
+        amp: torch.bfloat16 runs the model under autocast, where nearly all the time goes; E, G and s_val stay as they
+            are, in float32 and float64.
+        checkpoint_dir: a folder of this fit's own. The state is saved there, and the same call goes on from it after
+            the process has died, to the same result (the same bits on a CPU): from the last save within stages 1 and 3,
+            from their start within passes over the features and diagnostics. A finished fit is read back.
+        checkpoint_every: seconds between two saves within a stage; 0 saves after each step.
         progress: show a bar for each stage.
-        on_event: called with every :class:`Event`.
+        on_event: called with every :class:`Event`; after a resume, with those that are new.
 
     Returns:
         The augmenter, its controls, diagnostics and history.
@@ -107,64 +125,48 @@ def fit(
         ValueError, TypeError: for a model or data that cannot be fitted, with what was expected, what came and what to
             do.
         ConvergenceError: if s_val could not be solved.
+        CheckpointError: if the checkpoint is of other settings, data, model or versions, or cannot be read.
+        OSError: if a checkpoint cannot be written, as on a full disk; the last one stays.
     """
     config = config if config is not None else FitConfig()
+    if amp not in (None, torch.bfloat16):
+        raise ValueError(
+            f"amp must be None or torch.bfloat16, got {amp}; float16 needs its loss scaled, which fit does not do"
+        )
+    if not checkpoint_every >= 0:
+        raise ValueError(f"checkpoint_every must be >= 0 seconds, got {checkpoint_every}; 0 saves after each step")
+    if isinstance(val, float):
+        train, val = hold_out(train, val, generator(config.seed, "val"))
+        warnings.warn(
+            f"val is held out of train, {len(val)} images: if the model was trained on them, its losses there are not "
+            "those of unseen images, and what the fit predicts is off; train it on the others, or give other images",
+            stacklevel=2,
+        )
     _refuse_same(train, val)
-    history: list[Event] = []
+    _check_processes(config, train, val)
+    model, layer = _on_device(model, head, device)
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
-        bars = stack.enter_context(ProgressBars()) if progress else None
+        listeners: list[OnEvent] = []
+        if rank() == 0:
+            listeners += [stack.enter_context(ProgressBars())] if progress else []
+            listeners += [on_event] if on_event is not None else []
+        checkpoint = None
+        if checkpoint_dir is not None and rank() == 0:
+            settings = {"head": head, "amp": amp, "augmenter": augmenter, "config": config}
+            data = {"train": train, "val": val}
+            checkpoint = Checkpoint(checkpoint_dir, fingerprint(model, data, baseline, config.seed, **settings))
+        tap = stack.enter_context(Tap(stack.enter_context(borrowed(model)), layer, amp))
+        run = Run(checkpoint, every=checkpoint_every, listeners=listeners, device=layer.weight.device)
+        setting = Setting(tap, train, val, baseline, config)
 
-        def notify(event: Event) -> None:
-            history.append(event)
-            for listener in (bars, on_event):
-                if listener is not None:
-                    listener(event)
-
-        layer = find_head(model, head)
-        tap = stack.enter_context(HeadTap(stack.enter_context(borrowed(model)), layer))
-        generator = torch.Generator().manual_seed(config.seed)
-
-        def batches(data: Data, name: str, batch_size: int, *, augmented: bool = True, shuffle: bool = True) -> Batches:
-            return Batches(
-                data,
-                name,
-                batch_size=batch_size,
-                device=layer.weight.device,
-                dtype=layer.weight.dtype,
-                baseline=baseline if augmented else None,
-                shuffle=shuffle,
-                generator=generator,
-            )
-
-        # Stage 2.
-        reads = (
-            batches(train, "train", config.batch_size, shuffle=False),
-            batches(val, "val", config.batch_size, augmented=False, shuffle=False),
-        )
-        train_batch, val_batch = (collect(tap, _reported(read, notify)) for read in reads)
-        if len(val_batch.labels) < SMALL_VAL:
-            warnings.warn(
-                f"val has {len(val_batch.labels)} images, about {SMALL_VAL} or more are needed for a gradient that "
-                "resembles that of unseen images; use more",
-                stacklevel=2,
-            )
-        problem, solution = solve_s_val(train_batch, val_batch, layer, config.influence)
-        notify(Event("ihvp", 1, 1, {"residual": solution.residual, "steps": float(solution.steps)}))
+        # Stage 2, first because it needs no augmenter.
+        influence = Influence.of(run.once("s_val", lambda: setting.solve(run.notify)), layer.weight.device)
 
         # The calibrated start.
-        probe = list(_first(batches(train, "train", min(PROBE, 128)), PROBE))
-        images = torch.cat([images for images, _ in probe])
-        if augmenter is None:
-            low, high = float(images.min()), float(images.max())
-            if low < -0.05 or high > 1.05:
-                raise ValueError(
-                    f"images of train must be in [0, 1] unless their normalisation is stated, got [{low:.2f}, "
-                    f"{high:.2f}]; pass augmenter=AugmenterConfig(channels=..., size=..., mean=..., std=...)"
-                )
-            augmenter = AugmenterConfig(channels=images.shape[1], size=max(images.shape[-2:]))
-        network = Augmenter(augmenter, generator=generator).to(images.device)
-        network.calibrate_(images, pixels=config.spread_pixels, color=config.spread_color, generator=generator)
+        start = run.once("untrained", lambda: setting.calibrated(augmenter))
+        network = Augmenter(AugmenterConfig.from_dict(start["config"])).to(layer.weight.device)
+        network.load_state_dict(start["weights"])
         stages = {"untrained": copy.deepcopy(network)}
 
         # Stage 1.
@@ -175,37 +177,56 @@ def fit(
                 stacklevel=2,
             )
         else:
-            size = config.pretrain.batch_size
-            sources = batches(train, "train", (size + 1) // 2, augmented=False).forever()
-            reals = batches(train, "train", size).forever()
-            pretrain(network, tap, sources, reals, config.pretrain, generator=generator, on_event=notify)
+            run.train("pretrained", *setting.pretraining(network))
         stages["pretrained"] = copy.deepcopy(network)
 
         # Stage 3.
-        stream = batches(train, "train", config.maximize.batch_size).forever()
-        ihvp = solution.value
-        maximize(network, tap, stream, problem, ihvp, config.maximize, generator=generator, on_event=notify)
+        run.train("fitted", *setting.maximizing(network, influence))
         stages["fitted"] = network
 
-        def val_drop(images: Tensor, augmented: Tensor, labels: Tensor) -> Tensor:
-            influence, _ = predicted_influence(tap, problem, ihvp, images, augmented, labels)
-            return predicted_val_drop(influence, problem.n_train)
-
-        # All three on the same images and masks.
-        seed = config.seed + 1
-        diagnostics = {
-            name: measure(stage, tap, probe, val_drop=val_drop, generator=torch.Generator().manual_seed(seed))
-            for name, stage in stages.items()
-        }
+        diagnostics = run.once("diagnostics", lambda: setting.measured(stages, influence))
     return FitResult(
         augmenter=network,
         pretrained=stages["pretrained"],
         untrained=stages["untrained"],
         diagnostics=diagnostics,
-        solution=solution,
-        history=history,
+        solution=influence.solution,
+        history=run.history,
         config=config,
     )
+
+
+def _on_device(model: nn.Module, head: str | None, device: torch.device | str | None) -> tuple[nn.Module, nn.Linear]:
+    """The model, or a copy where `device` is another one (to move the user's there and back would touch it)."""
+    layer = find_head(model, head)
+    home = layer.weight.device
+    wanted = home if device is None else torch.device(device)
+    if wanted.type == home.type and wanted.index in (None, home.index):
+        return model, layer
+    model = copy.deepcopy(unwrap(model)).to(wanted)
+    return model, find_head(model, head)
+
+
+def _check_processes(config: FitConfig, train: Data, val: Data) -> None:
+    """Refuse what several processes cannot share."""
+    world = world_size()
+    if world == 1:
+        return
+    sizes = {
+        "PretrainConfig.batch_size": (config.pretrain.batch_size, 2 * world),  # half of it are sources
+        "MaximizeConfig.batch_size": (config.maximize.batch_size, world),
+    }
+    for name, (size, unit) in sizes.items():
+        if size % unit:
+            raise ValueError(f"{name} must be a multiple of {unit} for {world} processes, got {size}; change it")
+    for name, data in (("train", train), ("val", val)):
+        if isinstance(data, DataLoader):
+            sampler = getattr(data.batch_sampler, "sampler", data.sampler)
+            if (getattr(sampler, "num_replicas", None), getattr(sampler, "rank", None)) != (world, rank()):
+                raise ValueError(
+                    f"the loader of {name} must give process {rank()} of {world} its share, got a "
+                    f"{type(sampler).__name__}; give it sampler=DistributedSampler(dataset), or pass the data set"
+                )
 
 
 def _refuse_same(train: Data, val: Data) -> None:
@@ -222,22 +243,3 @@ def _refuse_same(train: Data, val: Data) -> None:
             f"val must hold images that are not in train, got {got}; split train, for example with "
             "torch.utils.data.random_split"
         )
-
-
-def _reported(batches: Batches, notify: OnEvent) -> Iterator[tuple[Tensor, Tensor]]:
-    try:
-        total = len(batches.loader)
-    except TypeError:  # of an IterableDataset
-        total = 0
-    for step, batch in enumerate(batches, 1):
-        yield batch
-        notify(Event(f"{batches.name} features", step, max(step, total)))
-
-
-def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches until `count` images have come."""
-    for batch in batches:
-        yield batch
-        count -= len(batch[1])
-        if count <= 0:
-            return

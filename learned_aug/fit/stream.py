@@ -98,10 +98,11 @@ class Stream:
                 return batch
             self.position = (number + 1, 0)
 
-    def __len__(self) -> int:
-        """Batches of a pass; 0 if a loader does not say."""
+    @property
+    def batches(self) -> int:
+        """How many make a pass, on this process; 0 if a loader does not say."""
         if not isinstance(self.data, DataLoader):
-            return len(range(0, self._used(), self.batch_size))
+            return len(self._parts())
         try:
             return len(self.data)
         except TypeError:  # of an IterableDataset
@@ -122,32 +123,30 @@ class Stream:
                 baseline, images, self.name, lambda k: reseed(*self._place, "baseline", number, start + k)
             )
 
-    def _used(self) -> int:
-        """Samples of a Dataset's pass."""
+    def _parts(self) -> list[range]:
+        """Of each batch of a Dataset's pass, the places of the images that this process reads."""
         samples: int = len(self.data)  # type: ignore[arg-type]
-        if not self.shuffle:
-            return samples
+        if not self.shuffle:  # read once, in order: each process has a stretch of the pass
+            stretch = range(samples * self.rank // self.world, samples * (self.rank + 1) // self.world)
+            size = max(1, self.batch_size // self.world)
+            return [stretch[k : k + size] for k in range(0, len(stretch), size)]
         # In training a last batch of one image would break batch norm, and weigh as much as a full one.
-        unit = self.batch_size if samples >= self.batch_size else self.world
-        return samples // unit * unit
+        size = min(self.batch_size, samples // self.world * self.world)
+        part = size // self.world
+        return [range(k + part * self.rank, k + part * (self.rank + 1)) for k in range(0, samples - size + 1, size)]
 
     def _read_dataset(self, number: int, skip: int) -> Iterator[tuple[int, Tensor, Tensor]]:
         """This process's part of the batches from the `skip`-th on, each with the place of its first image."""
-        used = self._used()
-        order: Sequence[int] = range(used)
+        order: Sequence[int] = range(len(self.data))  # type: ignore[arg-type]
         if self.shuffle:
-            shuffler = generator(*self._place, "order", number)
-            order = torch.randperm(len(self.data), generator=shuffler).tolist()  # type: ignore[arg-type]
-        for begin in range(skip * self.batch_size, used, self.batch_size):
-            size = min(self.batch_size, used - begin)
-            places = range(begin + size * self.rank // self.world, begin + size * (self.rank + 1) // self.world)
+            order = torch.randperm(len(order), generator=generator(*self._place, "order", number)).tolist()
+        for places in self._parts()[skip:]:
             samples = []
             with forked() as reseed:
                 for place in places:
                     reseed(*self._place, "data", number, place)
                     samples.append(as_pair(self.data[order[place]], self.name))  # type: ignore[index]
-            if samples:
-                yield places.start, *check_batch(default_collate(samples), self.name, places.start)
+            yield places.start, *check_batch(default_collate(samples), self.name, places.start)
 
     def _read_loader(self, number: int, skip: int) -> Iterator[tuple[int, Tensor, Tensor]]:
         """As :meth:`_read_dataset`; a loader can only be read from the start of the pass."""

@@ -54,7 +54,7 @@ def run(model, data, crop, config, *, seed=0):
 
     events = []
     with borrowed(model), HeadTap(model, find_head(model)) as tap:
-        pretrain(augmenter, tap, stream(None), stream(crop), config, generator=generator, on_event=events.append)
+        pretrain(augmenter, tap, stream(None), stream(crop), config, seed=seed, on_event=events.append)
     return before, augmenter, events
 
 

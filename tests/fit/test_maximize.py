@@ -92,7 +92,7 @@ def run(setting, augmenter, data, config, seed=0):
         setting.head,
         setting.ihvp,
         config,
-        generator=generator,
+        seed=seed,
         on_event=events.append,
     )
     return events
@@ -138,6 +138,5 @@ def test_batches_of_one_image_are_refused(setting, augmenter, data):
             setting.head,
             setting.ihvp,
             MaximizeConfig(steps=1),
-            generator=torch.Generator(),
             on_event=lambda _: None,
         )
