@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from learned_aug.fit.events import Event, OnEvent
 from learned_aug.fit.parallel import all_sum_, broadcast_, span
@@ -79,13 +80,14 @@ def find_head(model: nn.Module, name: str | None = None) -> nn.Linear:
             `HeadTap` then verifies to be the one that runs last.
 
     Raises:
-        ValueError: if `name` is not an nn.Linear of the model, or if the model has no nn.Linear.
+        ValueError: if `name` is not an nn.Linear of the model, if the model has no nn.Linear, or if the weight of the
+            head is quantised or tied to a constraint.
     """
     inner = unwrap(model)
     linears = {path: module for path, module in inner.named_modules() if isinstance(module, nn.Linear)}
     if name is not None:
         if name in linears:
-            return linears[name]
+            return _free(linears[name])
         kind = next((type(m).__name__ for path, m in inner.named_modules() if path == name), "nothing")
         raise ValueError(
             f"head={name!r} must name an nn.Linear of the model, got {kind}; "
@@ -94,10 +96,28 @@ def find_head(model: nn.Module, name: str | None = None) -> nn.Linear:
     if not linears:
         kinds = sorted({type(m).__name__ for m in inner.modules() if not any(m.children())})
         raise ValueError(
-            f"expected a classifier that ends in nn.Linear, found only {', '.join(kinds)}; "
-            'pass head="name" of the last nn.Linear, or replace a 1x1-convolution head by pooling and an nn.Linear'
+            f"expected a classifier that ends in nn.Linear, found only {', '.join(kinds)}; replace a 1x1-convolution "
+            "head by pooling and an nn.Linear of its weights, and fit a quantised model before it is quantised"
         )
-    return list(linears.values())[-1]
+    return _free(list(linears.values())[-1])
+
+
+def _free(head: nn.Linear) -> nn.Linear:
+    """The head, if its weight may take any value."""
+    if parametrize.is_parametrized(head, "weight"):
+        # Asked first, and without a look at the weight: spectral norm changes its state at each.
+        kinds = [type(p).__name__.lstrip("_") for p in head.parametrizations.weight]  # type: ignore[union-attr]
+        if kinds != ["WeightNorm"]:  # which can give any weight
+            raise ValueError(
+                f"the head's weight must be free to move, got one parametrised by {', '.join(kinds)}: influences "
+                "are those of an unconstrained head; use torch.nn.utils.parametrize.remove_parametrizations on a "
+                "copy of the model, and train its head on"
+            )
+    if not head.weight.is_floating_point():
+        raise ValueError(
+            f"the head's weight must be floating, got {head.weight.dtype}; fit the model before it is quantised"
+        )
+    return head
 
 
 @contextmanager
@@ -142,7 +162,7 @@ class HeadTap:
 
     The first call verifies that the closed form applies: the model is in eval mode, its output is
     `features @ weight.T + bias` of the head, and a sample's features depend neither on chance (active dropout) nor on
-    the rest of its batch. This costs one more pass over half of that batch.
+    the rest of its batch. This costs one more pass over half of that batch. A compiled model runs uncompiled here.
 
     Args:
         model: the classifier; wrappers are looked through, as in `find_head`.
@@ -195,12 +215,13 @@ class HeadTap:
         if self._hook is None:
             raise RuntimeError("HeadTap is not open; use it as `with HeadTap(model, head) as tap:`")
         self._seen.clear()
-        output = self.model(images)
+        with torch.compiler.set_stance("force_eager"):  # compiled code would not know the hook
+            output = self.model(images)
         calls = len(self._seen)
         if calls != 1:
             raise ValueError(
                 f"the head must run once per forward pass, ran {calls} times; "
-                'pass head="name" of the nn.Linear that gives the logits'
+                f'pass head="name" of the nn.Linear that gives the logits{self._others()}'
             )
         features = self._seen.pop()
         if not isinstance(output, Tensor):
@@ -215,6 +236,10 @@ class HeadTap:
             )
         return features, output
 
+    def _others(self) -> str:
+        paths = [p for p, m in self.model.named_modules() if isinstance(m, nn.Linear) and m is not self.head]
+        return f"; other nn.Linear: {', '.join(paths[-5:])}" if paths else ""
+
     @torch.no_grad()
     def _verify(self, images: Tensor, features: Tensor, output: Tensor) -> None:
         if any(module.training for module in self.model.modules()):
@@ -227,14 +252,14 @@ class HeadTap:
         )
         if output.shape != expected.shape:
             raise ValueError(
-                f"the model's output must be its head's, {tuple(expected.shape)}, got {tuple(output.shape)}; "
-                'the head is not the last layer: pass head="name" of the nn.Linear that gives the logits'
+                f"the model's output must be its head's, {tuple(expected.shape)}, got {tuple(output.shape)}; the head "
+                f'is not the last layer: pass head="name" of the nn.Linear that gives the logits{self._others()}'
             )
         if (gap := _gap(output.float(), expected)) > 0.02:
             raise ValueError(
                 f"the model's output must be its head's logits, they differ by {gap:.1%} of their size: something "
-                "after the head changes them (a scale, softmax or sigmoid?), or another layer is the last one; "
-                'return the logits, or pass head="name"'
+                "after the head changes them (a scale, softmax or sigmoid? the mean of several heads?), or another "
+                f'layer is the last one; return the logits of one head, or pass head="name"{self._others()}'
             )
         half, _ = self._forward(images[: (len(images) + 1) // 2])
         if (gap := _gap(half.float(), features[: len(half)].float())) > 0.02:
@@ -413,6 +438,9 @@ def warn_of_missing_classes(labels: Tensor, classes: int, sharded: bool = False)
 # --------------------------------------------------------------------------------------------------------------------
 # Softmax regression on cached features
 # --------------------------------------------------------------------------------------------------------------------
+
+
+Basis = tuple[Tensor, Tensor]  # eigenvalues and eigenvectors
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -649,29 +677,21 @@ class HeadProblem:
             total += self.features[rows].double().square().sum()
         return float(self.total(total)) / self.n_train / self.features.shape[1]
 
-    def kronecker_inverse(self, damping: float) -> Callable[[Tensor], Tensor]:
+    def kronecker_inverse(self, damping: float, basis: Basis | None = None) -> Callable[[Tensor], Tensor]:
         """An approximate (H + damping)^-1, to precondition with: H by the Kronecker product of its two marginals.
 
         H = mean_i (A_i (x) h~_i h~_i^T), A_i = diag(p_i) - p_i p_i^T, by mean_i A_i (x) mean_i h~_i h~_i^T with the
         second mean weighted by tr A_i, so that samples without curvature do not shape it. Two eigenproblems, of sizes K
-        and D+1.
+        and D+1; the second is spared if `basis`, the `feature_basis` at other weights, is given.
         """
-        # A preconditioner needs the spectrum's outline only: about four rows per column of theta give it.
-        size = self.theta.shape[1]
-        stride = max(1, self.n_train // (4 * size + 1000))
-        rows = slice(-self._span[0] % stride, None, stride)
+        rows = self._outline()
         p = self.probabilities[rows]
-        h = F.pad(self.features[rows].to(p.dtype), (0, 0 if self.bias is None else 1), value=1.0)
-        w = torch.ones_like(p[:, 0]) if self.sample_weights is None else self.sample_weights[rows].to(p.dtype)
-        trace = w * (p * (1 - p)).sum(1)
-        classes = self.total(torch.diag((w[:, None] * p).sum(0)) - (w[:, None] * p).T @ p)
-        classes /= len(range(0, self.n_train, stride))
-        features = self.total((trace[:, None] * h).T @ h)
-        features /= self.total(trace.sum()).clamp_min(torch.finfo(p.dtype).tiny)
+        wp = self._weigh(p, rows)
+        classes = self.total(torch.diag(wp.sum(0)) - wp.T @ p) / len(range(0, self.n_train, rows.step))
         lk, qk = torch.linalg.eigh(classes)
-        ld, qd = torch.linalg.eigh(features)
-        if self.sharded:  # to the last bit, so that solvers take the same steps everywhere
-            broadcast_(lk, qk, ld, qd)
+        if self.sharded:
+            broadcast_(lk, qk)
+        ld, qd = self.feature_basis() if basis is None else basis
         spectrum = lk.clamp_min(0)[:, None] * ld.clamp_min(0) + (self.weight_decay + damping)
 
         def inverse(r: Tensor) -> Tensor:
@@ -679,6 +699,24 @@ class HeadProblem:
             return out
 
         return inverse
+
+    def feature_basis(self) -> Basis:
+        """Eigenvalues (D + 1,) and vectors of the second moment of h~, weighted by curvature."""
+        rows = self._outline()
+        p = self.probabilities[rows]
+        h = F.pad(self.features[rows].to(p.dtype), (0, 0 if self.bias is None else 1), value=1.0)
+        trace = self._weigh((p * (1 - p)).sum(1), rows)
+        moment = self.total((trace[:, None] * h).T @ h)
+        moment /= self.total(trace.sum()).clamp_min(torch.finfo(p.dtype).tiny)
+        values, vectors = torch.linalg.eigh(moment)
+        if self.sharded:  # to the last bit, so that solvers take the same steps everywhere
+            broadcast_(values, vectors)
+        return values, vectors
+
+    def _outline(self) -> slice:
+        """Of all samples about four for each column of theta: enough for the outline of a spectrum."""
+        stride = max(1, self.n_train // (4 * self.theta.shape[1] + 1000))
+        return slice(-self._span[0] % stride, None, stride)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -761,10 +799,12 @@ def refit(
             on_event(Event("refit", steps, max_steps, {"gradient_norm": norm}))
         if norm <= tolerance * scale or steps == max_steps:
             break
+        if not steps:  # and kept: for large D a new one would cost more than the products that it saves
+            basis = now.feature_basis()
         # Without weight decay H is singular; this ridge, far below the gradient's own scale, keeps the step finite.
         ridge = 0.0 if now.weight_decay else 1e-6 * now.mean_eigenvalue + 1e-300
         target = min(0.1, (norm / first) ** 0.5) * norm
-        step = _newton_step(now, gradient, ridge, target)
+        step = _newton_step(now, gradient, ridge, target, basis)
         found = _line_search(now, gradient, step)
         if found is None:
             break
@@ -775,7 +815,7 @@ def refit(
     return RefitResult(now, norm, steps, norm <= tolerance * scale)
 
 
-def _newton_step(problem: HeadProblem, gradient: Tensor, ridge: float, target: float) -> Tensor:
+def _newton_step(problem: HeadProblem, gradient: Tensor, ridge: float, target: float, basis: Basis) -> Tensor:
     """-(H + ridge)^-1 gradient, to a residual norm of `target`."""
 
     def apply(v: Tensor) -> Tensor:
@@ -784,7 +824,7 @@ def _newton_step(problem: HeadProblem, gradient: Tensor, ridge: float, target: f
     def done(_: Tensor, r: Tensor) -> bool:
         return float(r.norm()) <= target
 
-    return conjugate_gradients(apply, -gradient, done, 500, problem.kronecker_inverse(ridge))[0]
+    return conjugate_gradients(apply, -gradient, done, 500, problem.kronecker_inverse(ridge, basis))[0]
 
 
 def _line_search(problem: HeadProblem, gradient: Tensor, step: Tensor) -> HeadProblem | None:

@@ -77,7 +77,7 @@ class TestFindHead:
             find_head(Classifier(), "classifier")
 
     def test_model_without_linear_names_the_kinds_found(self) -> None:
-        with pytest.raises(ValueError, match="found only Conv2d, ReLU; pass head="):
+        with pytest.raises(ValueError, match="found only Conv2d, ReLU; replace a 1x1-convolution head"):
             find_head(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()))
 
 
