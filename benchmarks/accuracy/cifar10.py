@@ -1,0 +1,145 @@
+"""CIFAR-10 with a tenth of the labels: test error of augmentation arms, paired over seeds.
+
+    python benchmarks/accuracy/cifar10.py --data ROOT --seeds 0-5     # runs what is missing, then prints the table
+    python benchmarks/accuracy/cifar10.py --report                    # the table alone
+
+ROOT is that of torchvision.datasets.CIFAR10, or holds an ImageFolder tree train/ and test/.
+
+Protocol: 10,000 training images are the hyper-validation set, of which influence reads the first half and the second
+half is for choosing; of the other 40,000, 400 per class, drawn by the seed, are labelled. ResNet-8 (He et al.'s for
+CIFAR with one block per stage; time on a CPU forces it, `--depth 56` is the paper's), batches of 64, SGD with Nesterov
+momentum, one cycle of 2,000 steps (32 epochs); images in [0, 1]. In a seed all arms share initialisation, order and
+schedule. An augmenter replaces half of each batch of cropped and flipped images; a policy of torchvision is applied to
+all of them, before the crop.
+"""
+
+import functools
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from harness import Arm, Task, main
+from torch import nn
+from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.transforms import v2
+
+from learned_aug import AugmenterConfig
+
+HYPER_VAL = 10_000
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    def __init__(self, source, target, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(source, target, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(target, target, 3, 1, 1, bias=False)
+        self.norm1, self.norm2 = nn.BatchNorm2d(target), nn.BatchNorm2d(target)
+        self.shortcut = nn.Identity()
+        if stride > 1 or source != target:
+            self.shortcut = nn.Sequential(nn.Conv2d(source, target, 1, stride, bias=False), nn.BatchNorm2d(target))
+
+    def forward(self, x):
+        return F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))) + self.shortcut(x))
+
+
+def resnet(depth, width=16, classes=10):
+    """He et al.'s ResNet for CIFAR: depth 6n + 2, three stages of `width`, twice and four times that."""
+    if depth % 6 != 2:
+        raise ValueError(f"depth must be 6n + 2, got {depth}")
+    layers = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    source = width
+    for stage in range(3):
+        for k in range(depth // 6):
+            target = width << stage
+            layers.append(Block(source, target, 2 if stage and not k else 1))
+            source = target
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(source, classes))
+
+
+@functools.lru_cache
+def images_of(root, train):
+    """All images in [0, 1] and labels, in one fixed random order."""
+    folder = Path(root) / ("train" if train else "test")
+    if folder.is_dir():
+        pairs = ImageFolder(folder, transform=v2.PILToTensor())
+        images, labels = (torch.stack([x for x, _ in pairs]), torch.tensor(pairs.targets))
+    else:
+        source = CIFAR10(root, train=train)
+        images, labels = torch.from_numpy(source.data).movedim(3, 1), torch.tensor(source.targets)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    return images[order].float() / 255, labels[order]
+
+
+def load(root, seed, per_class):
+    images, labels = images_of(root, True)
+    order = HYPER_VAL + torch.randperm(len(labels) - HYPER_VAL, generator=torch.Generator().manual_seed(seed))
+    chosen = torch.cat([order[labels[order] == c][:per_class] for c in range(10)])
+    half = HYPER_VAL // 2
+    return {
+        "train": (images[chosen], labels[chosen]),
+        "influence": (images[:half], labels[:half]),
+        "choosing": (images[half:HYPER_VAL], labels[half:HYPER_VAL]),
+        "test": images_of(root, False),
+    }
+
+
+def policy(kind):
+    """A torchvision policy, which needs integers, from an image in [0, 1] to one."""
+    return v2.Compose([v2.ToDtype(torch.uint8, scale=True), kind, v2.ToDtype(torch.float32, scale=True)])
+
+
+CROP_FLIP = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
+POLICIES = {
+    "TrivialAugmentWide": v2.TrivialAugmentWide(),
+    "AutoAugment": v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10),
+    "RandAugment": v2.RandAugment(),
+    "AugMix": v2.AugMix(),
+}
+BASELINES = {
+    None: None,
+    "crop + flip": v2.Compose(CROP_FLIP),
+    "Cutout": v2.Compose([*CROP_FLIP, v2.RandomErasing(p=1.0, scale=(0.25, 0.25), ratio=(1.0, 1.0), value=0.5)]),
+    **{name: v2.Compose([policy(kind), *CROP_FLIP]) for name, kind in POLICIES.items()},
+    "TrivialAugmentWide alone": policy(POLICIES["TrivialAugmentWide"]),
+}
+ARMS = {
+    "none": Arm(),
+    "crop + flip": Arm("crop + flip"),
+    "crop + flip, all labels": Arm("crop + flip", labelled="all"),
+    "Cutout": Arm("Cutout"),
+    **{name: Arm(name) for name in POLICIES},
+    "untrained": Arm("crop + flip", "untrained"),
+    "pretrained": Arm("crop + flip", "pretrained"),
+    "linear (paper)": Arm("crop + flip", "linear"),
+    "anchored": Arm("crop + flip", "anchored"),
+    "best of 2": Arm("crop + flip", "untrained", {}),
+    "worst of 2": Arm("crop + flip", "untrained", {"rule": "worst"}),
+    "hardest of 2": Arm("crop + flip", "untrained", {"rule": "hardest"}),
+    "random of 2": Arm("crop + flip", "untrained", {"rule": "random"}),
+    "spatial only": Arm("crop + flip", "untrained", config={"variant": "spatial"}),
+    "appearance only": Arm("crop + flip", "untrained", config={"variant": "appearance"}),
+    "serial": Arm("crop + flip", "untrained", config={"variant": "serial"}),
+    "TAW + untrained": Arm("TrivialAugmentWide", "untrained"),
+    "TAW + best of 2": Arm("TrivialAugmentWide", "untrained", {}),
+    "TAW in half": Arm("crop + flip", "TrivialAugmentWide alone"),
+    "TAW in half, best of 2": Arm("crop + flip", "TrivialAugmentWide alone", {}),
+}
+TASK = Task(
+    load=load,
+    model=lambda args: resnet(args.depth, args.width),
+    baselines=BASELINES,
+    heuristic="crop + flip",
+    arms=ARMS,
+    config=AugmenterConfig(channels=3, size=32),
+    lr=0.1,
+    batch_size=64,
+    mix=0.5,
+    every=200,
+)
+
+
+if __name__ == "__main__":
+    results = Path(__file__).parent / "results" / "cifar10.jsonl"
+    main(TASK, __doc__, results, per_class=400, steps=2000, width=16, depth=8, pixels=1.0, color=0.05)

@@ -1,0 +1,246 @@
+"""Test error of augmentation arms, paired over seeds: what the tables of this folder share.
+
+In a seed all arms share the classifier's initialisation, the order of the data and the schedule. Every run is one line
+of the results file: arm, seed, settings, errors, losses, seconds, versions, commit. An arm that is there for a seed
+with the same settings is not run again.
+"""
+
+import argparse
+import dataclasses
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from choice import Hardest, Random, Worst
+from paired import compare
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from learned_aug import AugmenterConfig, fit
+from learned_aug.fit import DrawChoice, FitConfig, InfluenceConfig, MaximizeConfig, PretrainConfig
+
+RULES = {"best": DrawChoice, "worst": Worst, "hardest": Hardest, "random": Random}
+NO_STEPS = MaximizeConfig(steps=0)
+FITS = {"linear": MaximizeConfig(label_weight=0.0, trust_weight=0.0), "anchored": MaximizeConfig()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """How the training images of an arm are made."""
+
+    baseline: str | None = None  # of all images, one draw each: a name of Task.baselines
+    source: str | None = None  # of the augmenter of a share of them: "untrained", "pretrained", a name of FITS, or
+    # another name of Task.baselines, which then is what the choice is among
+    choice: dict[str, Any] | None = None  # among its draws: rule, draws, every, and settings of InfluenceConfig
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)  # what differs from Task.config
+    labelled: str = "train"  # "all": trained on the images that the influence reads as well
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What differs between data sets."""
+
+    load: Callable[[str, int, int], dict[str, tuple[torch.Tensor, torch.Tensor]]]  # of root, seed and images per class
+    model: Callable[[argparse.Namespace], nn.Module]
+    baselines: dict[str | None, Callable | None]  # from an image in [0, 1] to one
+    heuristic: str  # the baseline that the augmenter is fitted with
+    arms: dict[str, Arm]
+    config: AugmenterConfig
+    lr: float
+    batch_size: int
+    mix: float  # share of a batch that an augmenter replaces
+    every: int  # steps between two snapshots of a choice
+
+
+def train(task, data, args, seed, baseline, augment):
+    """Train a classifier; the same start, order and schedule whatever the arm."""
+    torch.manual_seed(seed)
+    model = task.model(args).to(memory_format=torch.channels_last)
+    order = torch.Generator().manual_seed(seed)
+    images, labels = data
+    optimizer = torch.optim.SGD(model.parameters(), task.lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, task.lr, total_steps=args.steps + 1, cycle_momentum=False)
+    augment = augment(model) if augment is not None else None
+    rows = torch.empty(0, dtype=torch.long)
+    size, share = task.batch_size, round(task.mix * task.batch_size)
+    for _ in range(args.steps):
+        if len(rows) < size:
+            rows = torch.randperm(len(images), generator=order)
+        batch, rows = rows[:size], rows[size:]
+        x, y = images[batch], labels[batch]
+        if baseline is not None:
+            x = torch.stack([baseline(image) for image in x])
+        if augment is not None:
+            x = torch.cat([augment(x[:share], y[:share]), x[share:]])
+        model.train()
+        loss = F.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def evaluate(model, images, labels):
+    logits = torch.cat([model(x) for x in images.split(500)])
+    return float((logits.argmax(1) != labels).double().mean()), float(F.cross_entropy(logits, labels))
+
+
+def fit_config(seed, source, args):
+    """Of the fit that gives an augmenter; the untrained one needs no steps."""
+    pretrain = PretrainConfig(steps=0) if source not in (*FITS, "pretrained") else PretrainConfig()
+    return FitConfig(
+        seed=seed,
+        spread_pixels=args.pixels,
+        **({"spread_color": args.color} if hasattr(args, "color") else {}),
+        pretrain=pretrain,
+        maximize=FITS.get(source, NO_STEPS),
+    )
+
+
+def fitted(task, data, args, seed, arm, model):
+    """An augmenter fitted to the classifier of the heuristic, what it does, and the seconds it took."""
+    torch.manual_seed(seed)
+    begin = time.perf_counter()
+    result = fit(
+        model,
+        TensorDataset(*data["train"]),
+        TensorDataset(*data["influence"]),
+        baseline=task.baselines[task.heuristic],
+        augmenter=dataclasses.replace(task.config, **arm.config),
+        config=fit_config(seed, arm.source, args),
+        progress=False,
+    )
+    return result.augmenter, result.diagnostics["fitted"], time.perf_counter() - begin
+
+
+def augmentation(task, augmenter, choice, data):
+    """From the classifier in training to a function of images and labels."""
+    if choice is None:
+        return lambda model: lambda images, labels: augmenter(images)
+    settings = {field.name: choice[field.name] for field in dataclasses.fields(InfluenceConfig) if field.name in choice}
+    kind, draws, every = RULES[choice.get("rule", "best")], choice.get("draws", 2), choice.get("every", task.every)
+    train, val = TensorDataset(*data["train"]), TensorDataset(*data["influence"])
+    return lambda model: kind(
+        augmenter, model, train, val, draws=draws, every=every, config=InfluenceConfig(**settings)
+    )
+
+
+def run(task, args, seed, done):
+    data = task.load(args.data, seed, args.per_class)
+    data["all"] = tuple(torch.cat(pair) for pair in zip(data["train"], data["influence"], strict=True))
+    settings = settings_of(args)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    model, fits = None, {}
+    for name in args.arms:
+        if (name, seed, json.dumps(settings, sort_keys=True)) in done:
+            continue
+        arm = task.arms[name]
+        key = (arm.source, *arm.config.items())
+        if arm.source in task.baselines and arm.source is not None:
+            policy = task.baselines[arm.source]
+            fits[key] = (lambda x, policy=policy: torch.stack([policy(image) for image in x])), None, 0.0
+        elif arm.source is not None and key not in fits:
+            if model is None:
+                model = train(task, data["train"], args, seed, task.baselines[task.heuristic], None)
+            fits[key] = fitted(task, data, args, seed, arm, model)
+        augmenter, diagnostics, fit_seconds = fits.get(key, (None, None, None))
+        begin = time.perf_counter()
+        augment = augmentation(task, augmenter, arm.choice, data) if arm.source else None
+        final = train(task, data[arm.labelled], args, seed, task.baselines[arm.baseline], augment)
+        seconds = time.perf_counter() - begin
+        scores = {part: evaluate(final, *data[part]) for part in ("choosing", "test")}
+        row = {
+            "arm": name,
+            "seed": seed,
+            "settings": settings,
+            "test_error": scores["test"][0],
+            "test_loss": scores["test"][1],
+            "val_error": scores["choosing"][0],
+            "val_loss": scores["choosing"][1],
+            "seconds": round(seconds, 1),
+            "fit_seconds": arm.source and round(fit_seconds, 1),
+            "fit": arm.source and dataclasses.asdict(fit_config(seed, arm.source, args)),
+            "choice": arm.choice,
+            "diagnostics": diagnostics,
+            "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
+            "device": f"cpu, {torch.get_num_threads()} threads, {platform.machine()}",
+            "command": " ".join(["python", *sys.argv]),
+            "commit": commit,
+        }
+        args.results.parent.mkdir(exist_ok=True)
+        with open(args.results, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(
+            f"seed {seed} {name:18} test {row['test_error']:.2%} val {row['val_error']:.2%} {seconds:.0f} s", flush=True
+        )
+
+
+def settings_of(args):
+    """What makes two runs comparable."""
+    names = ("per_class", "steps", "width", "depth", "pixels", "color")
+    return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def report(rows, arms, reference, seeds):
+    """Mean test error of each arm, and its paired difference to the reference; over all seeds if `seeds` is empty."""
+    by_arm = defaultdict(dict)
+    for row in rows:
+        if not seeds or row["seed"] in seeds:
+            by_arm[row["arm"]][row["seed"]] = row
+    print(f"{'arm':24}  n  test error %      val error %   minus {reference!r}, points (95 %)     p")
+    for arm in arms:
+        runs = by_arm[arm]
+        if not runs:
+            continue
+        test, val = (torch.tensor([100 * r[key] for r in runs.values()]) for key in ("test_error", "val_error"))
+        spread = float(test.std()) if len(runs) > 1 else float("nan")
+        line = f"{arm:24} {len(runs):2}  {test.mean():5.2f} +- {spread:.2f}  {val.mean():11.2f}"
+        seeds = sorted(runs.keys() & by_arm[reference].keys())
+        if arm != reference and len(seeds) > 1:
+            pairs = [100 * (runs[s]["test_error"] - by_arm[reference][s]["test_error"]) for s in seeds]
+            mean, low, high, p = compare(pairs)
+            line += f"   {mean:+6.2f} [{low:+.2f}, {high:+.2f}]  {p:10.1e}"
+        print(line)
+
+
+def numbers(text):
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def main(task, doc, results, **defaults):
+    """The command line: `defaults` are those of the settings."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="root folder of the data set")
+    parser.add_argument("--seeds", type=numbers, default=range(0), help="such as 0-9")
+    parser.add_argument("--arms", nargs="+", default=list(task.arms), choices=list(task.arms))
+    for name, value in defaults.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help="(%(default)s)")
+    parser.add_argument("--results", type=Path, default=results)
+    parser.add_argument("--reference", default="untrained")
+    parser.add_argument("--report", action="store_true", help="only print the table")
+    args = parser.parse_args()
+    settings = settings_of(args)
+    if not args.report:
+        if args.data is None:
+            parser.error("--data is needed to run")
+        done = {(r["arm"], r["seed"], json.dumps(r["settings"], sort_keys=True)) for r in read(args.results)}
+        for seed in args.seeds:
+            run(task, args, seed, done)
+    rows = [row for row in read(args.results) if row["settings"] == settings]
+    report(rows, task.arms, args.reference, args.seeds)
