@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from learned_aug.fit.events import Event
 from learned_aug.fit.head import (
     HeadBatch,
     HeadProblem,
@@ -240,6 +241,30 @@ class TestCollect:
         v = torch.randn(4, 9)
         torch.testing.assert_close(problem.hvp(v), HeadProblem.from_batch(full, model.fc).hvp(v), rtol=1e-2, atol=1e-3)
 
+    @pytest.mark.parametrize("count", [0, 3, 10, 12])
+    def test_count_only_changes_the_memory(self, count: int) -> None:
+        model = Classifier()
+        with borrowed(model), HeadTap(model, model.fc) as tap:
+            given = [(images().split(4), labels().split(4)) for _ in range(2)]
+            expected = collect(tap, [(images(), labels())])
+            batch = collect(tap, zip(*given[0], strict=True), count=count)
+            bare = collect(tap, zip(*given[1], strict=True), count=count, keep_logits=False)
+        for one, two in zip(batch, expected, strict=True):
+            torch.testing.assert_close(one, two)
+        assert torch.equal(bare.features, batch.features)
+        assert bare.logits.shape == (10, 0)
+        if count >= 10:
+            assert batch.features.untyped_storage().nbytes() == count * 8 * 4
+
+    def test_overflow_of_the_cache_names_its_remedy(self) -> None:
+        model = Classifier()
+        with torch.no_grad():
+            model.body[1].weight.mul_(1e6)
+        with borrowed(model), HeadTap(model, model.fc) as tap:
+            with pytest.raises(ValueError, match="float16 for overflow, which bfloat16 does not have"):
+                collect(tap, [(images(), labels())], torch.float16)
+            assert collect(tap, [(images(), labels())], torch.bfloat16).features.dtype == torch.bfloat16
+
     def test_non_finite_sample_is_named(self) -> None:
         x = images()
         x[6] = torch.inf
@@ -419,6 +444,18 @@ class TestRefit:
 
     def test_without_weight_decay_and_overlapping_classes(self) -> None:
         assert refit(random_problem(4, n=300)).converged
+
+    def test_each_step_reports_the_gradient_norm_from_the_head_as_found(self) -> None:
+        problem = random_problem(4, weight_decay=1e-3)
+        events: list[Event] = []
+        result = refit(problem, on_event=events.append)
+        assert [event.step for event in events] == list(range(result.steps + 1))
+        norms = [event.metrics["gradient_norm"] for event in events]
+        assert norms[0] == pytest.approx(float(problem.gradient().norm()))
+        assert norms[-1] == result.gradient_norm < 1e-8
+        events.clear()
+        assert refit(result.problem, on_event=events.append).steps == 0
+        assert len(events) == 1
 
     def test_too_few_steps_are_reported(self) -> None:
         result = refit(random_problem(4, weight_decay=1e-4), max_steps=1)
