@@ -80,7 +80,11 @@ class Run:
                 stage.load_state_dict(self.current["stage"])
                 for stream, (number, done) in zip(streams, self.current["positions"], strict=True):
                     stream.position = number, done
-            stage.run(self.notify, after)
+            try:
+                stage.run(self.notify, after)
+            finally:
+                for stream in streams:
+                    stream.close()
             self.current = None
             self.results[name] = weights_of(stage.augmenter)
             self._save()

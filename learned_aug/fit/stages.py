@@ -110,7 +110,11 @@ class Setting:
         size = self.config.batch_size
         train = self.stream("train", "train features", size, shuffle=False)
         val = self.stream("val", "val features", size, augmented=False, shuffle=False)
-        train_batch, val_batch = (collect(self.tap, _reported(read, notify)) for read in (train, val))
+        dtype = self.config.influence.cache_dtype
+        train_batch, val_batch = (
+            collect(self.tap, _reported(read, notify), dtype, count=read.images, keep_logits=False)
+            for read in (train, val)
+        )
         _, count = span(len(val_batch.labels), val_batch.labels.device)
         if count < SMALL_VAL:
             warnings.warn(

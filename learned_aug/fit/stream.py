@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -72,7 +72,7 @@ class Stream:
         # What a loader gives differs between processes; of a Dataset, the place in the pass says all.
         self._place = (seed, use, rank) if isinstance(data, DataLoader) else (seed, use)
         self._position = (0, 0)
-        self._pass: Iterator[tuple[Tensor, Tensor]] | None = None
+        self._pass: Generator[tuple[Tensor, Tensor], None, None] | None = None
 
     @property
     def position(self) -> tuple[int, int]:
@@ -81,7 +81,14 @@ class Stream:
 
     @position.setter
     def position(self, value: tuple[int, int]) -> None:
-        self._position, self._pass = value, None
+        self.close()
+        self._position = value
+
+    def close(self) -> None:
+        """End a loader's workers; the next batch starts them again."""
+        if self._pass is not None:
+            self._pass.close()
+            self._pass = None
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self
@@ -108,7 +115,14 @@ class Stream:
         except TypeError:  # of an IterableDataset
             return 0
 
-    def once(self, number: int = 0, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    @property
+    def images(self) -> int:
+        """How many are in a pass, on this process, at most; 0 if a loader does not say."""
+        if not isinstance(self.data, DataLoader):
+            return sum(map(len, self._parts()))
+        return self.batches * (self.data.batch_size or 0)
+
+    def once(self, number: int = 0, skip: int = 0) -> Generator[tuple[Tensor, Tensor], None, None]:
         """The batches of one pass, without the first `skip`."""
         read = self._read_loader if isinstance(self.data, DataLoader) else self._read_dataset
         with collate_errors_named(self.name):

@@ -2,12 +2,13 @@ import re
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 from torchvision.transforms import v2
 
-from learned_aug.fit.data import Batches
+from learned_aug.fit.data import Batches, hold_out
 
 CPU = torch.device("cpu")
+PICTURE = v2.functional.to_pil_image(torch.zeros(3, 4, 4))
 
 
 class Listed(Dataset):
@@ -68,6 +69,8 @@ def test_iterable_data_is_read_through_a_loader():
         (Stream(), TypeError, "map-style", "Stream", "DataLoader"),
         (5, TypeError, "Dataset", "int", "TensorDataset"),
         (Listed([]), ValueError, "at least one", "empty", "empty"),
+        (Listed([(PICTURE, 0)]), TypeError, "floating", "PIL", "ToDtype"),
+        (Listed([{"img": torch.zeros(1, 4, 4), "fine": 0}]), ValueError, r"label", "dict of", "wrapper"),
         (Listed([torch.zeros(1, 4, 4)]), ValueError, r"\(images, labels\)", "Tensor", "wrapper"),
         (Listed([(torch.zeros(1, 4, 4), 0, 1)]), ValueError, r"\(images, labels\)", "of 3", "wrapper"),
         (Listed([(torch.zeros(1, 4, 4, dtype=torch.uint8), 0)]), TypeError, "floating", "uint8", "ToDtype"),
@@ -134,3 +137,54 @@ def test_baseline_that_spoils_the_images_is_refused(baseline, got):
     with pytest.raises(ValueError, match="baseline must return") as raised:
         list(batches(data, baseline=baseline))
     assert re.search(got, str(raised.value))
+
+
+@pytest.mark.parametrize(("image", "label"), [("image", "label"), ("img", "label"), ("pixel_values", "labels")])
+def test_samples_that_are_dicts_are_read_by_their_keys(image, label):
+    items = [{"id": k, image: torch.full((1, 4, 4), float(k)), label: k} for k in range(4)]
+    ((images, labels),) = batches(Listed(items))
+    assert images[:, 0, 0, 0].tolist() == labels.tolist() == [0, 1, 2, 3]
+
+
+def unbalanced():
+    labels = torch.cat([torch.zeros(1000), torch.ones(20)]).long()
+    return TensorDataset(torch.rand(1020, 1, 2, 2), labels[torch.randperm(1020)])
+
+
+def test_held_out_share_takes_its_part_of_each_class_once_and_repeats_with_its_seed():
+    data = unbalanced()
+    splits = [hold_out(data, 0.1, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    train, val = splits[0]
+    assert sorted(train.indices + val.indices) == list(range(1020))
+    assert data.tensors[1][val.indices].bincount().tolist() == [100, 2]
+    assert splits[1][1].indices == val.indices != splits[2][1].indices
+
+
+def test_held_out_share_of_data_without_known_labels_is_random():
+    train, val = hold_out(Listed([(torch.zeros(1, 2, 2), k) for k in range(30)]), 0.2, torch.Generator())
+    assert (len(train), len(val)) == (24, 6)
+    assert val.indices != list(range(6))
+
+
+def test_labels_of_subsets_and_of_torchvisions_data_sets_are_found():
+    class Folder(Listed):
+        targets = [0] * 90 + [1] * 10
+
+    data = Subset(Folder([None] * 100), range(50, 100))
+    _, val = hold_out(data, 0.5, torch.Generator().manual_seed(0))
+    assert sum(Folder.targets[data.indices[k]] for k in val.indices) == 5
+
+
+@pytest.mark.parametrize(
+    ("data", "share", "error", "parts"),
+    [
+        (unbalanced(), 0.0, ValueError, ["share of train", "got 0.0", "0.1"]),
+        (unbalanced(), 1.5, ValueError, ["share of train", "got 1.5", "0.1"]),
+        (unbalanced(), 1e-6, ValueError, ["at least one", "1020 images", "give val"]),
+        (DataLoader(unbalanced()), 0.1, TypeError, ["map-style", "DataLoader", "data set"]),
+    ],
+)
+def test_shares_that_cannot_be_held_out_are_refused_with_expected_got_and_remedy(data, share, error, parts):
+    with pytest.raises(error) as raised:
+        hold_out(data, share, torch.Generator())
+    assert all(part in str(raised.value) for part in parts)
