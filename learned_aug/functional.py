@@ -60,10 +60,16 @@ def _positions(
 
 
 @_constant
-def _interpolation(points: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Matrix (points, length) that interpolates linearly from `points` to `length` positions, border on border."""
-    eye = torch.eye(points, dtype=dtype, device=device)
-    return F.interpolate(eye[None], length, mode="linear", align_corners=True)[0]
+def _interpolation(
+    h: int, w: int, height: int, width: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Matrices (height, h) and (w, width) that interpolate linearly between h x w points, border on border."""
+
+    def matrix(points: int, length: int) -> Tensor:
+        eye = torch.eye(points, dtype=dtype, device=device)
+        return F.interpolate(eye[None], length, mode="linear", align_corners=True)[0]
+
+    return matrix(h, height).T, matrix(w, width)
 
 
 @_constant
@@ -75,6 +81,11 @@ def _identity_grid(
     y = torch.linspace(1 / height - 1, 1 - 1 / height, h, dtype=dtype, device=device)
     scale = torch.tensor([2 / width, 2 / height], dtype=dtype, device=device)
     return torch.stack(torch.meshgrid(x, y, indexing="xy")), scale[:, None, None]
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision to float32; the rest as it is."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def flow_field(warp_weight: Tensor, warp_bias: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -94,10 +105,10 @@ def flow_field(warp_weight: Tensor, warp_bias: Tensor, size: tuple[int, int] | N
         Flow (B, 2, h, w), (x, y), pixels, in float32 at least (bfloat16 coordinates are off by .2 px at 224).
     """
     h, w = warp_bias.shape[-2:]
-    dtype = torch.promote_types(warp_bias.dtype, torch.float32)
-    i, j = _positions(h, w, *(size or (h, w)), dtype, warp_bias.device)
-    of_i, of_j = warp_weight.to(dtype).reshape(warp_weight.shape[0], 2, 2, h, w).unbind(2)
-    return torch.addcmul(torch.addcmul(warp_bias.to(dtype), of_i, i), of_j, j).flip(1)
+    warp_weight, warp_bias = at_least_float32(warp_weight), at_least_float32(warp_bias)
+    i, j = _positions(h, w, *(size or (h, w)), warp_bias.dtype, warp_bias.device)
+    of_i, of_j = warp_weight.unflatten(1, (2, 2)).unbind(2)
+    return torch.addcmul(torch.addcmul(warp_bias, of_i, i), of_j, j).flip(1)
 
 
 def smooth(field: Tensor, window: int = 4) -> Tensor:
@@ -131,17 +142,15 @@ def resize_field(field: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (..., H, W) in float32 at least, under autocast too.
     """
-    field = field.to(torch.promote_types(field.dtype, torch.float32))
+    field = at_least_float32(field)
     if field.shape[-2:] == size:
         return field
     if torch.is_autocast_enabled(field.device.type):
         with torch.autocast(field.device.type, enabled=False):
             return resize_field(field, size)
     # For the few points of a control grid, two products with small matrices take a tenth of F.interpolate's time.
-    (h, w), (height, width) = field.shape[-2:], size
-    columns = _interpolation(w, width, field.dtype, field.device)
-    rows = _interpolation(h, height, field.dtype, field.device)
-    return rows.T @ (field @ columns)
+    rows, columns = _interpolation(*field.shape[-2:], *size, field.dtype, field.device)
+    return rows @ (field @ columns)
 
 
 def sampling_grid(flow: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -156,7 +165,7 @@ def sampling_grid(flow: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """
     h, w = flow.shape[-2:]
     height, width = size if size is not None else (h, w)
-    flow = flow.to(torch.promote_types(flow.dtype, torch.float32))
+    flow = at_least_float32(flow)
     identity, scale = _identity_grid(h, w, height, width, flow.dtype, flow.device)
     # The identity is linear, so it may be added before the interpolation, where the points are few.
     return resize_field(torch.addcmul(identity, flow, scale), (height, width)).permute(0, 2, 3, 1)
@@ -173,7 +182,7 @@ def warp(images: Tensor, flow: Tensor) -> Tensor:
         (B, C, H, W) in the dtype of `images`, computed in float32 at least. A sample whose flow is 0 everywhere comes
         back unchanged, to the last bit.
     """
-    flow = flow.to(torch.promote_types(images.dtype, flow.dtype))
+    flow = flow if flow.dtype == images.dtype else flow.to(torch.promote_types(images.dtype, flow.dtype))
     grid = sampling_grid(flow, (images.shape[-2], images.shape[-1]))
     source = images.to(grid.dtype)
     out = F.grid_sample(source, grid, mode="bilinear", padding_mode="border", align_corners=False)
@@ -199,7 +208,8 @@ def recolor(images: Tensor, color_weight: Tensor, color_bias: Tensor) -> Tensor:
         (B, 3, H, W) in the dtype of `images`; not clamped, since the range of normalised images is the caller's.
     """
     out = images + color_bias
-    for k in range(3):  # three fused multiply-adds instead of a (B, 3, 3, H, W) product
+    # Three fused multiply-adds instead of a (B, 3, 3, H, W) product.
+    for k in range(3):
         out = torch.addcmul(out, color_weight[:, k::3], images[:, k : k + 1])
     return out.to(images.dtype)
 
@@ -213,9 +223,8 @@ def recolor_into(out: Tensor, images: Tensor, color: Tensor, scratch: Tensor) ->
         color: (B, 12, h, w), c_w and c_b.
         scratch: (B, 3, H, W), overwritten.
     """
-    (h, w), (height, width) = color.shape[-2:], images.shape[-2:]
-    rows = _interpolation(h, height, images.dtype, images.device).T
-    coarse = color.to(images.dtype) @ _interpolation(w, width, images.dtype, images.device)
+    rows, columns = _interpolation(*color.shape[-2:], *images.shape[-2:], images.dtype, images.device)
+    coarse = color.to(images.dtype) @ columns
     torch.matmul(rows, coarse[:, 9:], out=scratch)
     torch.add(images, scratch, out=out)
     for k in range(3):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 from typing import Any, Literal, NamedTuple, cast, get_args
@@ -11,6 +10,8 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from learned_aug.functional import at_least_float32
 
 __all__ = ["AugmenterConfig", "Encoder", "Fields", "Generator"]
 
@@ -112,17 +113,22 @@ class AugmenterConfig:
         side = self.encoder_side
         return PAPER_LAYERS.get(side, max(2, math.ceil(math.log2(side))))
 
-    @functools.cached_property
+    @property
     def normalizes(self) -> bool:
         """Whether `mean` and `std` do anything."""
-        return any(m != 0 for m in self.mean) or any(s != 1 for s in self.std)
+        return any(self.mean) or self.std != (1.0,) * len(self.std)
 
     @property
     def stages(self) -> tuple[tuple[bool, bool], ...]:
         """(warps, recolours) of each E/G pair, in the order in which they are applied."""
         if self.variant == "serial":
             return (True, False), (False, True)
-        return ((self.variant != "appearance", self.channels == 3 and self.variant != "spatial"),)
+        return ((self.variant != "appearance", self.recolors),)
+
+    @property
+    def recolors(self) -> bool:
+        """Whether there is a colour filter."""
+        return self.channels == 3 and self.variant != "spatial"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for config.json."""
@@ -195,11 +201,13 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, S, S) to codes (B, tau_dim)."""
-        x = F.layer_norm(images, images.shape[1:], eps=1e-6).contiguous(memory_format=torch.channels_last)
+        x = images.permute(0, 2, 3, 1).contiguous()  # channels last, in which order the mean is the same
+        x = F.layer_norm(x, x.shape[1:], eps=1e-6).permute(0, 3, 1, 2)
         *convs, last = cast(list[nn.Conv2d], list(self.convs))
         for conv in convs:  # not called as modules, which for one image takes a quarter of the time
             x = F.leaky_relu(F.conv2d(x, conv.weight, conv.bias, 2, 1), SLOPE, inplace=True)
-        return F.conv2d(x, last.weight, last.bias, 2, 1).mean(dim=(2, 3))
+        x = F.conv2d(x, last.weight, last.bias, 2, 1)
+        return x.flatten(1) if x.shape[2:] == (1, 1) else x.mean(dim=(2, 3))
 
 
 class Generator(nn.Module):
@@ -239,24 +247,23 @@ class Generator(nn.Module):
         """Codes (B, tau_dim) to unbounded, uncentred fields (B, C, side, side)."""
         # On one pixel, or with one tap, a transposed convolution is a matrix product, which is faster.
         first, *rest = cast(list[nn.ConvTranspose2d], list(self.deconvs))
-        x = (codes @ first.weight.flatten(1)).view(codes.shape[0], *first.weight.shape[1:])
-        x = x + bias_of(first).view(-1, 1, 1)
+        x = (codes @ first.weight.flatten(1)).view(len(codes), *first.weight.shape[1:])
+        x = x + bias_of(first)[:, None, None]
         for deconv in rest:
             x = F.leaky_relu(x, SLOPE, inplace=True)
             if deconv.kernel_size == (1, 1):
-                matrix = deconv.weight.flatten(1).T.expand(x.shape[0], -1, -1)
-                points = torch.baddbmm(bias_of(deconv).view(-1, 1), matrix, x.flatten(2))
-                x = points.view(*points.shape[:2], *x.shape[2:])
+                matrix = deconv.weight.flatten(1).T.expand(len(x), -1, -1)
+                points = torch.baddbmm(bias_of(deconv)[:, None], matrix, x.flatten(2))
+                x = points.view(len(x), deconv.out_channels, *x.shape[2:])
             else:
                 x = deconv(x)
         margin = (x.shape[-1] - self.side) // 2
-        fields: Tensor = x[..., margin : margin + self.side, margin : margin + self.side]
-        return fields
+        return x[..., margin : margin + self.side, margin : margin + self.side] if margin else x
 
     def forward(self, codes: Tensor) -> Fields:
         """Codes (B, tau_dim), dropout applied, to fields (B, C, side, side), pooled (B, C, 2, 2); float32 at least."""
         x = self.raw(codes)
-        x = x.to(torch.promote_types(x.dtype, torch.float32)) - self.center
+        x = at_least_float32(x) - self.center
         if self.config.fields == "grid":
             x = torch.tanh(x)
         x = x * self.scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from os import PathLike
 from typing import Any, NamedTuple, cast
 
@@ -15,7 +16,14 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from learned_aug.augmenter import Augmenter, Draw
-from learned_aug.functional import resize_field, warp_boxes, warp_mask, warp_points, warp_rotated_boxes
+from learned_aug.functional import (
+    at_least_float32,
+    resize_field,
+    warp_boxes,
+    warp_mask,
+    warp_points,
+    warp_rotated_boxes,
+)
 from learned_aug.nets import AugmenterConfig
 
 __all__ = ["LearnedAugment"]
@@ -66,6 +74,7 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
             raise ValueError(f"strength must be finite, got {strength}")
         self.augmenter = augmenter if isinstance(augmenter, Augmenter) else Augmenter(augmenter)
         self.p, self.strength = p, strength
+        self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @classmethod
     def from_pretrained(
@@ -98,10 +107,47 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
     def forward(self, *inputs: Any) -> Any:
         """Transform a sample of any structure."""
         if len(inputs) == 1 and isinstance(inputs[0], PIL.Image.Image):
-            # What torchvision does, short; and no tensor leaves, hence none needs to be fit for autograd.
+            # No tensor leaves, hence none needs to be fit for autograd.
             with torch.inference_mode():
-                return self.transform(inputs[0], self.make_params(list(inputs)))
-        return super().forward(*inputs)
+                return self._picture(inputs[0])
+        with torch.no_grad():
+            return super().forward(*inputs)
+
+    def _picture(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        """What torchvision makes of :meth:`make_params` and :meth:`transform` for a PIL image alone, in fewer steps."""
+        if self.strength == 0 or (self.p < 1 and torch.rand(1) >= self.p):
+            return image
+        side = self.augmenter.config.size
+        augment = self._compiled if self._compiled and image.size == (side, side) else self._augment_pixels
+        pixels = self._pixels(image)[None]
+        return _to_pil(augment(pixels, self.augmenter.draw_masks(1, device=pixels.device))[0])
+
+    def _augment_pixels(self, pixels: Tensor, masks: Tensor) -> Tensor:
+        """Augment a batch of uint8."""
+        out = self.augmenter(self._normalize(_unit(pixels)), masks, strength=self.strength)
+        # Channels last, as PIL wants them, in the same pass.
+        return _cast_unit(self._denormalize(out), torch.uint8, memory_format=torch.channels_last)
+
+    def compile(self) -> None:
+        """Compile what happens to single PIL images of the augmenter's own size, which then takes half the time.
+
+        It takes half a minute and a C++ compiler. Call it in the main process, before a DataLoader forks its workers;
+        copies, and so spawned workers, go without. All other inputs are as before, and draws stay the same.
+        """
+        config = self.augmenter.config
+        self._compiled = torch.compile(self._augment_pixels, fullgraph=True, dynamic=False)
+        pixels = torch.zeros(1, config.size, config.size, config.channels, dtype=torch.uint8).permute(0, 3, 1, 2)
+        masks = torch.ones(1, len(config.stages), config.tau_dim)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as many as a worker has
+        try:
+            with torch.inference_mode():
+                self._compiled(pixels, masks)
+        finally:
+            torch.set_num_threads(threads)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_compiled": None}
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
         """Refuse what torchvision would pass by in silence."""
@@ -115,7 +161,6 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
             names = sorted({type(item).__name__ for item in flat_inputs})
             raise TypeError(f"expected an image (PIL, tv_tensors.Image or Video, or a tensor), got {names}")
 
-    @torch.no_grad()
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the fields for the image among the inputs; an empty dictionary if chance or `strength` says so."""
         image = _image_of(flat_inputs)
@@ -127,7 +172,7 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
             return {}
         if not lead:
             chosen = None
-        values = self._read(image)
+        values = _unit(self._pixels(image))
         normal = self._normalize(values)
         video = isinstance(image, tv_tensors.Video)
         seen = normal[..., normal.shape[-4] // 2, :, :, :] if video else normal
@@ -138,7 +183,6 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         draw = self.augmenter.draw(seen.reshape(-1, *values.shape[-3:]), strength=strength)
         return {"drawn": _Drawn(draw, lead, chosen, image, values, normal)}
 
-    @torch.no_grad()
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Apply the draw to one input."""
         if not params:
@@ -163,8 +207,8 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         points, _ = warp_points(plain.reshape(1, -1, 2), flow)
         return tv_tensors.wrap(_cast(points, plain.dtype).view(plain.shape), like=inpt)
 
-    def _read(self, image: Any) -> Tensor:
-        """Values (..., C, H, W) in [0, 1], float32 at least, of an image that fits the augmenter."""
+    def _pixels(self, image: Any) -> Tensor:
+        """The tensor (..., C, H, W), uint8 or floating, of an image that fits the augmenter."""
         channels, device = self.augmenter.config.channels, self.augmenter.device
         if device.type == "cuda" and torch.utils.data.get_worker_info() is not None:
             raise RuntimeError(
@@ -175,10 +219,10 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
             if image.mode != (mode := MODES.get(channels)):
                 remedy = f"use image.convert({mode!r})" if mode else "give tensors"
                 raise ValueError(f"the augmenter takes {channels} channels, got a PIL image {image.mode}; {remedy}")
-            pixels = torch.from_numpy(np.frombuffer(bytearray(image.tobytes()), np.uint8))
-            values = pixels.view(image.height, image.width, channels).permute(2, 0, 1)
+            flat = torch.from_numpy(np.frombuffer(bytearray(image.tobytes()), np.uint8))
+            values = flat.view(image.height, image.width, channels).permute(2, 0, 1)
         else:
-            values = image.as_subclass(Tensor)
+            values = cast(Tensor, image).as_subclass(Tensor)
             if values.shape[-3] != channels:
                 raise ValueError(
                     f"the augmenter takes images (..., {channels}, H, W), got {tuple(values.shape)}; convert them, as "
@@ -186,24 +230,13 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
                 )
         if values.device != device:
             raise ValueError(f"the image is on {values.device}, the augmenter on {device}; move one of them with .to()")
-        if values.dtype == torch.uint8:
-            return values.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-        if not values.is_floating_point():
-            raise TypeError(f"images must be uint8 or floating, got {values.dtype}; use v2.ToDtype(..., scale=True)")
-        if values.device.type == "cpu" and values.numel():
-            low, high = values.aminmax()
-            if not (low >= -SLACK and high <= 1 + SLACK):
-                raise ValueError(
-                    f"floating images must be in [0, 1], got {float(low):.3g} to {float(high):.3g}; put LearnedAugment "
-                    "before Normalize, or apply the Augmenter to normalised batches"
-                )
-        return values.to(torch.promote_types(values.dtype, torch.float32))
+        return values
 
     def _augment(self, image: Any, dtype: torch.dtype, drawn: _Drawn) -> Tensor:
         if image is drawn.image:
             values, normal = drawn.values, drawn.normal
         else:
-            values = self._read(image)
+            values = _unit(self._pixels(image))
             normal = self._normalize(values)
         batch, normal = (t.reshape(-1, *values.shape[-3:]) for t in (values, normal))
         draw, chosen = drawn.draw, drawn.chosen
@@ -211,21 +244,20 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
             repeats = len(batch) // draw.batch
             draw = draw.repeat(repeats)
             chosen = None if chosen is None else chosen.repeat_interleave(repeats)
-        out = draw.apply(normal)
-        config = self.augmenter.config
-        if config.normalizes:
-            out = out * _column(config.std, out) + _column(config.mean, out)
-        if draw.coarse_color is not None:
-            out = out.clamp_(0, 1)
+        out = self._denormalize(draw.apply(normal))
         if chosen is not None:
             out = torch.where(chosen[:, None, None, None], out, batch)
-        if dtype == torch.uint8:
-            out = out.mul_(255).round_()
-        return out.to(dtype).view(values.shape)
+        return _cast_unit(out, dtype).view(values.shape)
 
     def _normalize(self, batch: Tensor) -> Tensor:
         config = self.augmenter.config
         return (batch - _column(config.mean, batch)) / _column(config.std, batch) if config.normalizes else batch
+
+    def _denormalize(self, batch: Tensor) -> Tensor:
+        config = self.augmenter.config
+        if config.normalizes:
+            batch = batch * _column(config.std, batch) + _column(config.mean, batch)
+        return batch.clamp_(0, 1) if config.recolors else batch
 
     def extra_repr(self) -> str:
         """One line; the networks are not shown."""
@@ -302,6 +334,31 @@ def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
     return like.new_tensor(values)[:, None, None]
 
 
+def _unit(pixels: Tensor) -> Tensor:
+    """Values in [0, 1], float32 at least."""
+    if pixels.dtype == torch.uint8:
+        return pixels.to(torch.float32).div_(255)  # not pixels / 255, which takes 10 times as long
+    if not pixels.is_floating_point():
+        raise TypeError(f"images must be uint8 or floating, got {pixels.dtype}; use v2.ToDtype(..., scale=True)")
+    if pixels.device.type == "cpu" and pixels.numel():
+        low, high = pixels.aminmax()
+        if not (low >= -SLACK and high <= 1 + SLACK):
+            raise ValueError(
+                f"floating images must be in [0, 1], got {float(low):.3g} to {float(high):.3g}; put LearnedAugment "
+                "before Normalize, or apply the Augmenter to normalised batches"
+            )
+    return at_least_float32(pixels)
+
+
+def _cast_unit(
+    values: Tensor, dtype: torch.dtype, memory_format: torch.memory_format = torch.preserve_format
+) -> Tensor:
+    """The reverse of :func:`_unit`; overwrites `values`."""
+    if dtype == torch.uint8:
+        values = values.mul_(255).round_()
+    return values.to(dtype, memory_format=memory_format)
+
+
 def _to_pil(image: Tensor) -> PIL.Image.Image:
     channels, height, width = image.shape
     pixels = image.permute(1, 2, 0).contiguous().numpy()
@@ -309,12 +366,12 @@ def _to_pil(image: Tensor) -> PIL.Image.Image:
 
 
 def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
-    return values.to(dtype) if dtype.is_floating_point else values.round().to(dtype)
+    return (values if dtype.is_floating_point else values.round()).to(dtype)
 
 
 def _warp_boxes(boxes: tv_tensors.BoundingBoxes, flow: Tensor) -> tv_tensors.BoundingBoxes:
     plain = boxes.as_subclass(Tensor)
-    values = plain.to(torch.promote_types(plain.dtype, torch.float32))
+    values = at_least_float32(plain)
     upright = boxes.format.value in ("XYXY", "XYWH", "CXCYWH")
     corners = tv_tensors.BoundingBoxFormat["XYXY" if upright else "XYXYXYXY"]
     values = tv.convert_bounding_box_format(values, old_format=boxes.format, new_format=corners)

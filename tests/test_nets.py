@@ -112,3 +112,13 @@ def test_grid_fields_are_bounded_and_pooled_fields_are_constant():
     assert made.color[:, 9:].abs().max() <= 0.6 + 1e-6
     pooled = Augmenter(AugmenterConfig(pooled=True)).stages[0].generator(codes)
     assert torch.equal(pooled.warp, pooled.warp[..., :1, :1].expand_as(pooled.warp))
+
+
+def test_a_config_says_whether_it_recolours_and_normalises():
+    assert [AugmenterConfig(variant=variant).recolors for variant in VARIANTS] == [True, True, False, True]
+    assert not AugmenterConfig(channels=1).recolors
+    assert [AugmenterConfig(**v).normalizes for v in ({}, {"mean": (0.1,)}, {"std": (1.0, 1.0, 0.5)})] == [
+        False,
+        True,
+        True,
+    ]

@@ -411,3 +411,17 @@ def test_masks_follow_the_dense_flow_pixel_by_pixel():
         y = int((i + d[1, i, j]).round().clamp(0, 59))
         x = int((j + d[0, i, j]).round().clamp(0, 79))
         assert out[i, j] == y * 80 + x
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the compiler's own libraries warn of their future
+def test_compiled_it_gives_pil_images_the_same_draws_and_copies_go_without():
+    aug = transform(p=0.9, mean=(0.5,), std=(0.2,))
+    compiled = copy.deepcopy(aug)
+    compiled.compile()
+    for seed, size in [(0, 32), (1, 32), (2, 40)]:
+        one, two = (np.asarray(seeded(a, pil(size, size), seed=seed)).astype(int) for a in (aug, compiled))
+        assert np.abs(one - two).max() <= 1  # of 255: rounding
+        assert (one != two).mean() < 0.01
+    copied = pickle.loads(pickle.dumps(compiled))
+    assert seeded(copied, pil()) == seeded(aug, pil())
