@@ -1,11 +1,14 @@
-"""Pictures of what an augmenter does and of how its fit went."""
+"""Pictures of what an augmenter does and of how its fit went: PIL images, and matplotlib figures for the curves."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
@@ -17,7 +20,18 @@ from learned_aug.fit.events import Event
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["diversity_grid", "fit_curves"]
+__all__ = ["corrected_samples", "diversity_grid", "fit_curves", "flow_colors", "influence_scatter", "tau_traversal"]
+
+GAP = 2  # pixels between two cells
+LABEL_WIDTH = 104  # pixels, of the column that names the rows
+LINE = 14  # pixels, height of a line of text
+
+
+class Indexable(Protocol):
+    """A tensor (B, C, H, W), a list, or anything else that gives image k as a tensor (C, H, W)."""
+
+    def __getitem__(self, index: int, /) -> Tensor:
+        """Image `index`."""
 
 
 @torch.no_grad()
@@ -37,16 +51,152 @@ def diversity_grid(
         draws: columns after the first.
         side: of each cell, pixels.
         generator: for the masks.
+
+    Raises:
+        ValueError: if the images have another shape.
     """
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"images must be (B, 1, H, W) or (B, 3, H, W) to be shown, got {tuple(images.shape)}")
+    _check_shown(images, "(B, 1, H, W) or (B, 3, H, W)", 4)
     masks = augmenter.draw_masks(draws, generator=generator, device=images.device)
     columns = [images, *(augmenter(images, mask.expand(len(images), -1, -1)) for mask in masks)]
-    cells = torch.stack(columns, dim=1).flatten(0, 1)
-    mean, std = (cells.new_tensor(values)[:, None, None] for values in (augmenter.config.mean, augmenter.config.std))
-    cells = tv.resize((cells * std + mean).clamp(0, 1), [side, side], interpolation=tv.InterpolationMode.BICUBIC)
-    image: PIL.Image.Image = tv.to_pil_image(make_grid(cells.clamp(0, 1), nrow=draws + 1, padding=2, pad_value=0.5))
-    return image
+    cells = _cells(torch.stack(columns, dim=1).flatten(0, 1), augmenter, side)
+    return _grid(cells, draws + 1)
+
+
+@torch.no_grad()
+def tau_traversal(
+    augmenter: Augmenter,
+    image: Tensor,
+    masks: Tensor | None = None,
+    *,
+    steps: int = 10,
+    side: int = 64,
+    generator: torch.Generator | None = None,
+) -> PIL.Image.Image:
+    """What one image becomes on the way from one dropout mask to another, in equal steps of the code tau (Fig. 4).
+
+    Rows: the image, the spatial field, the warped image, the appearance field, the final image; without those that the
+    augmenter does not have. The spatial field is coloured by :func:`flow_colors`, with its key beside it; the
+    appearance field is what the colour filter adds, with grey for nothing. Both are scaled to their largest value in
+    the picture, which is stated.
+
+    Args:
+        augmenter: see :func:`diversity_grid`.
+        image: (C, H, W), C 1 or 3, in the value range of the augmenter.
+        masks: (2, stages, tau_dim), both ends; by default drawn.
+        steps: columns, 2 or more.
+        side: of each cell, pixels; 48 or more, for the labels.
+        generator: for the masks.
+
+    Raises:
+        ValueError: if the image has another shape, or `steps` or `side` is too small.
+    """
+    _check_shown(image, "(1, H, W) or (3, H, W)", 3)
+    if steps < 2:
+        raise ValueError(f"steps must be 2 or more, one for each end, got {steps}")
+    if side < 3 * LINE + 6:
+        raise ValueError(f"side must be {3 * LINE + 6} pixels or more, got {side}: the labels need them")
+    one, two = augmenter.draw_masks(2, generator=generator, device=image.device) if masks is None else masks
+    way = torch.linspace(0, 1, steps, device=image.device)[:, None, None]
+    images = image.expand(steps, -1, -1, -1)
+    draw = augmenter.draw(images, torch.lerp(one, two, way))
+    warped = draw.warp(images)
+    final = draw.recolor(warped)
+    rows = [("image", _cells(images, augmenter, side))]
+    flow = draw.flow()
+    if flow is not None:
+        reach = float(flow.norm(dim=1).max())
+        rows.append((f"spatial field\nup to {reach:.2g} px", tv.resize(flow_colors(flow, reach), [side, side])))
+        rows.append(("warped image", _cells(warped, augmenter, side)))
+    if draw.coarse_color is not None:
+        delta = (final - warped) * _column(augmenter.config.std, final)
+        reach = float(delta.abs().max())
+        field = 0.5 + 0.5 * delta / max(reach, 1e-12)
+        rows.append((f"appearance field\nup to ±{reach:.2g}", tv.resize(field, [side, side])))
+        rows.append(("final image", _cells(final, augmenter, side)))
+    grid = _grid(torch.cat([cells.expand(-1, 3, -1, -1) for _, cells in rows]), steps)
+    picture = PIL.Image.new("RGB", (LABEL_WIDTH + grid.width, grid.height), "white")
+    picture.paste(grid, (LABEL_WIDTH, 0))
+    for k, (name, _) in enumerate(rows):
+        top = k * (side + GAP) + GAP
+        lines = _write(picture, (4, top), name)
+        if name.startswith("spatial"):
+            key = _flow_key(min(side - lines * LINE - GAP, 48))
+            picture.paste(key, (4, top + lines * LINE + GAP))
+    return picture
+
+
+def flow_colors(flow: Tensor, reach: float) -> Tensor:
+    """Flows as colours: the hue is the direction, white is none, and the purest colour is a length of `reach`.
+
+    Args:
+        flow: (B, 2, H, W), (x, y), pixels.
+        reach: pixels.
+
+    Returns:
+        (B, 3, H, W) in [0, 1].
+    """
+    x, y = flow.float().unbind(1)
+    hue = torch.atan2(y, x) / (2 * math.pi) % 1
+    length = (torch.hypot(x, y) / max(reach, 1e-12)).clamp(max=1)
+    phase = (hue[:, None] * 6 + hue.new_tensor([5.0, 3.0, 1.0])[:, None, None]) % 6
+    return 1 - length[:, None] * torch.minimum(phase, 4 - phase).clamp(0, 1)
+
+
+def corrected_samples(
+    images: Indexable,
+    labels: Tensor,
+    before: Tensor,
+    after: Tensor,
+    *,
+    classes: Sequence[str] | None = None,
+    count: int = 24,
+    columns: int = 8,
+    side: int = 80,
+) -> PIL.Image.Image:
+    """Samples that a classifier got wrong before, and gets right after training with the augmentation (Fig. 5).
+
+    The line above says how many there are, and how many went the other way: the picture alone would flatter.
+
+    Args:
+        images: in [0, 1], C 1 or 3; only those shown are read.
+        labels: (B,), class indices.
+        before: (B,), predicted class indices of the classifier trained without.
+        after: (B,), of the one trained with it.
+        classes: names, by default the indices.
+        count: how many to show at most, the first ones.
+        columns: of the picture.
+        side: of each cell, pixels.
+
+    Raises:
+        ValueError: if the three lengths differ.
+    """
+    if not labels.shape == before.shape == after.shape or labels.ndim != 1:
+        got = [tuple(t.shape) for t in (labels, before, after)]
+        raise ValueError(f"labels, before and after must be of one shape, (B,), got {got}; pass class indices")
+    labels, before, after = labels.cpu(), before.cpu(), after.cpu()
+    corrected = (before != labels) & (after == labels)
+    spoilt = int(((before == labels) & (after != labels)).sum())
+    chosen = corrected.nonzero().flatten()[:count].tolist()
+
+    def name(index: Tensor) -> str:
+        return str(int(index)) if classes is None else classes[int(index)]
+
+    title = f"{int(corrected.sum())} of {len(labels):,} corrected, {spoilt} newly wrong"
+    title += f"; the first {len(chosen)}" if len(chosen) < int(corrected.sum()) else ""
+    rows = -(-len(chosen) // columns)
+    cell = side + 2 * LINE + GAP
+    width = max(columns * (side + GAP) + GAP, 320)
+    picture = PIL.Image.new("RGB", (width, LINE + 3 * GAP + rows * (cell + GAP)), "white")
+    _write(picture, (GAP, GAP), title)
+    for k, index in enumerate(chosen):
+        corner = GAP + (k % columns) * (side + GAP), LINE + 3 * GAP + (k // columns) * (cell + GAP)
+        image = images[index]
+        _check_shown(image, "(1, H, W) or (3, H, W)", 3)
+        shown = tv.resize(image.float(), [side, side], interpolation=tv.InterpolationMode.BICUBIC).clamp(0, 1)
+        picture.paste(tv.to_pil_image(shown).convert("RGB"), corner)
+        text = f"{name(labels[index])}\nnot {name(before[index])}"
+        _write(picture, (corner[0], corner[1] + side), text, width=side)
+    return picture
 
 
 def fit_curves(history: Sequence[Event]) -> Figure:
@@ -59,10 +209,6 @@ def fit_curves(history: Sequence[Event]) -> Figure:
         ImportError: without matplotlib, the extra "viz".
         ValueError: if the history holds no metrics.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("fit_curves needs matplotlib; install it with pip install 'learned-aug[viz]'") from error
     curves: dict[str, list[tuple[int, float]]] = {}
     for event in history:
         for name, value in event.metrics.items():
@@ -72,7 +218,7 @@ def fit_curves(history: Sequence[Event]) -> Figure:
         raise ValueError("history must hold events with metrics, got none; pass FitResult.history of a finished fit")
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(3.4 * columns, 2.2 * rows), layout="constrained")
+    figure = _figure("fit_curves", 3.4 * columns, 2.2 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for axis, (name, points) in zip(axes, curves.items(), strict=False):
         axis.plot(*zip(*points, strict=True), linewidth=1)
@@ -82,3 +228,83 @@ def fit_curves(history: Sequence[Event]) -> Figure:
     for axis in list(axes)[len(curves) :]:
         axis.set_axis_off()
     return figure
+
+
+def influence_scatter(predicted: Tensor, actual: Tensor, *, what: str = "change of the validation loss") -> Figure:
+    """Predicted changes against those measured after refitting, with the diagonal, the correlation and the slope.
+
+    Args:
+        predicted: (n,), nats.
+        actual: (n,), nats.
+        what: names both axes.
+
+    Raises:
+        ImportError: without matplotlib, the extra "viz".
+        ValueError: if the lengths differ, or are less than 2.
+    """
+    if predicted.shape != actual.shape or predicted.ndim != 1 or len(predicted) < 2:
+        got = tuple(predicted.shape), tuple(actual.shape)
+        raise ValueError(f"predicted and actual must be of one shape, (n,), n 2 or more, got {got[0]} and {got[1]}")
+    x, y = predicted.double().cpu(), actual.double().cpu()
+    pearson = float(torch.corrcoef(torch.stack([x, y]))[0, 1])
+    slope = float((x * y).sum() / x.square().sum())
+    exponent = math.floor(math.log10(float(torch.stack([x, y]).abs().max().clamp_min(1e-300))))
+    scale = 10.0**-exponent
+    figure = _figure("influence_scatter", 4.4, 4.2)
+    axis = figure.subplots()
+    ends = [scale * float(f(torch.stack([x, y]))) for f in (torch.min, torch.max)]
+    axis.plot(ends, ends, color="0.7", linewidth=1, label="equal")
+    axis.scatter(scale * x, scale * y, s=9)
+    axis.set(xlabel=f"predicted {what}, 1e{exponent} nats", ylabel=f"after refitting, 1e{exponent} nats")
+    axis.set_title(f"n = {len(x)}, Pearson {pearson:.4f}, slope {slope:.3f}", fontsize=10)
+    axis.legend(fontsize=8)
+    return figure
+
+
+def _figure(name: str, width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(f"{name} needs matplotlib; install it with pip install 'learned-aug[viz]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _check_shown(images: Tensor, expected: str, ndim: int) -> None:
+    if images.ndim != ndim or images.shape[-3] not in (1, 3):
+        raise ValueError(f"images must be {expected} to be shown, got {tuple(images.shape)}")
+
+
+def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return like.new_tensor(values)[:, None, None]
+
+
+def _cells(images: Tensor, augmenter: Augmenter, side: int) -> Tensor:
+    """Images (B, C, H, W) in the range of the augmenter, to (B, C, side, side) in [0, 1]."""
+    images = images * _column(augmenter.config.std, images) + _column(augmenter.config.mean, images)
+    shown: Tensor = tv.resize(images.clamp(0, 1), [side, side], interpolation=tv.InterpolationMode.BICUBIC)
+    return shown.clamp(0, 1)
+
+
+def _grid(cells: Tensor, columns: int) -> PIL.Image.Image:
+    image: PIL.Image.Image = tv.to_pil_image(make_grid(cells, nrow=columns, padding=GAP, pad_value=0.5))
+    return image
+
+
+def _write(picture: PIL.Image.Image, corner: tuple[int, int], text: str, width: int | None = None) -> int:
+    """Write lines of text, each cut to `width` pixels; returns their number."""
+    pen, font = PIL.ImageDraw.Draw(picture), PIL.ImageFont.load_default(size=12)
+    lines = text.split("\n")
+    for k, line in enumerate(lines):
+        while width is not None and len(line) > 1 and pen.textlength(line, font) > width:
+            line = line.removesuffix("…")[:-1] + "…"
+        pen.text((corner[0], corner[1] + k * LINE), line, fill="black", font=font)
+    return len(lines)
+
+
+def _flow_key(side: int) -> PIL.Image.Image:
+    """A disc of all directions, each in the colour of a flow that points there."""
+    axis = torch.linspace(-1, 1, side)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    disc = flow_colors(torch.stack([x, y])[None], 1.0)[0]
+    key: PIL.Image.Image = tv.to_pil_image(torch.where(torch.hypot(x, y) <= 1, disc, torch.ones(())))
+    return key

@@ -1,3 +1,4 @@
+import math
 import sys
 
 import pytest
@@ -7,14 +8,32 @@ from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
 from learned_aug import Augmenter, AugmenterConfig
 from learned_aug.fit import Event
-from learned_aug.viz import diversity_grid, fit_curves
+from learned_aug.viz import (
+    GAP,
+    LABEL_WIDTH,
+    LINE,
+    corrected_samples,
+    diversity_grid,
+    fit_curves,
+    flow_colors,
+    influence_scatter,
+    tau_traversal,
+)
+
+
+def calibrated(images, **config):
+    config = AugmenterConfig(channels=images.shape[1], size=images.shape[2], **config)
+    return Augmenter(config, generator=torch.Generator().manual_seed(0)).calibrate_(images, pixels=2)
+
+
+def random_images(*shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_diversity_grid_has_a_row_for_each_image_and_a_column_for_each_draw(channels):
-    config = AugmenterConfig(channels=channels, size=16, mean=(0.5,), std=(0.5,))
-    images = torch.rand(3, channels, 16, 16) * 2 - 1
-    augmenter = Augmenter(config).calibrate_(images, pixels=2)
+    images = random_images(3, channels, 16, 16) * 2 - 1
+    augmenter = calibrated(images, mean=(0.5,), std=(0.5,))
     grid = diversity_grid(augmenter, images, draws=4, side=20)
     assert grid.size == (5 * 22 + 2, 3 * 22 + 2)
     pixels = pil_to_tensor(grid)
@@ -27,6 +46,93 @@ def test_diversity_grid_has_a_row_for_each_image_and_a_column_for_each_draw(chan
 def test_diversity_grid_refuses_images_that_cannot_be_shown():
     with pytest.raises(ValueError, match=r"\(2, 5, 16, 16\)"):
         diversity_grid(Augmenter(AugmenterConfig(channels=5, size=16)), torch.rand(2, 5, 16, 16))
+
+
+# The way from one mask to another
+
+
+@pytest.mark.parametrize(
+    ("channels", "variant", "rows"),
+    [(1, "parallel", 3), (3, "parallel", 5), (3, "serial", 5), (3, "spatial", 3), (3, "appearance", 3)],
+)
+def test_traversal_has_the_rows_that_the_augmenter_has_fields_for(channels, variant, rows):
+    images = random_images(8, channels, 16, 16)
+    picture = tau_traversal(calibrated(images, variant=variant), images[0], steps=6, side=64)
+    assert picture.size == (LABEL_WIDTH + 6 * 66 + 2, rows * 66 + 2)
+
+
+def cell(picture, row, column, side=48):
+    left, top = LABEL_WIDTH + GAP + column * (side + GAP), GAP + row * (side + GAP)
+    return pil_to_tensor(picture)[:, top : top + side, left : left + side] / 255
+
+
+def test_traversal_begins_and_ends_with_its_masks():
+    images = random_images(8, 3, 48, 48) * 2 - 1
+    augmenter = calibrated(images, mean=(0.5,), std=(0.5,))
+    masks = augmenter.draw_masks(2, generator=torch.Generator().manual_seed(2))
+    picture = tau_traversal(augmenter, images[0], masks, steps=4, side=48)
+    for column, mask in ((0, masks[:1]), (3, masks[1:])):
+        out = augmenter.augment(images[:1], mask)
+        final, warped = (x[0] * 0.5 + 0.5 for x in (out.images, out.images - out.delta))
+        assert (cell(picture, 2, column) - warped.clamp(0, 1)).abs().max() < 1.01 / 255
+        assert (cell(picture, 4, column) - final.clamp(0, 1)).abs().max() < 1.01 / 255
+    assert not torch.equal(cell(picture, 4, 0), cell(picture, 4, 3))
+    # The appearance field is scaled to its largest value, and grey is none.
+    fields = torch.stack([cell(picture, 3, k) for k in range(4)])
+    assert (fields - 0.5).abs().max() == pytest.approx(0.5, abs=1.01 / 255)
+
+
+def test_traversal_needs_both_ends_and_one_image():
+    images = random_images(8, 1, 16, 16)
+    augmenter = calibrated(images)
+    with pytest.raises(ValueError, match="steps must be 2 or more"):
+        tau_traversal(augmenter, images[0], steps=1)
+    with pytest.raises(ValueError, match="side must be 48 pixels or more"):
+        tau_traversal(augmenter, images[0], side=32)
+    with pytest.raises(ValueError, match=r"\(8, 1, 16, 16\)"):
+        tau_traversal(augmenter, images)
+
+
+def test_flow_colors_give_direction_as_hue_and_length_as_purity():
+    angle = torch.arange(6) * math.pi / 3
+    flow = 3 * torch.stack([angle.cos(), angle.sin()])[None, :, None]  # (1, 2, 1, 6)
+    pure = flow_colors(flow, 3.0)[0, :, 0].T
+    expected = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1]])
+    assert torch.allclose(pure, expected.float(), atol=1e-5)
+    assert torch.allclose(flow_colors(flow / 2, 3.0)[0, :, 0].T, (1 + expected) / 2, atol=1e-5)
+    assert torch.equal(flow_colors(torch.zeros(1, 2, 1, 1), 0.0), torch.ones(1, 3, 1, 1))
+
+
+# Samples that were corrected
+
+
+def test_corrected_samples_shows_those_that_were_wrong_and_are_right():
+    images = [torch.full((1, 8, 8), k / 10) for k in range(6)]
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    before = torch.tensor([0, 2, 1, 1, 1, 2])  # 1, 2 and 3 are wrong
+    after = torch.tensor([0, 1, 0, 0, 2, 2])  # 1 and 3 are right now, 4 is wrong now
+    picture = corrected_samples(images, labels, before, after, columns=2, side=16)
+    top = LINE + 3 * GAP
+    levels = [picture.getpixel((GAP + k * 18 + 8, top + 8))[0] for k in range(2)]
+    assert levels == [round(0.1 * 255), round(0.3 * 255)]
+    assert picture.height == top + 16 + 2 * LINE + 2 * GAP
+    fewer = corrected_samples(images, labels, before, after, classes=["a", "b", "c"], count=1, columns=2, side=16)
+    assert fewer.getpixel((GAP + 18 + 8, top + 8)) == (255, 255, 255)
+
+
+def test_corrected_samples_without_any_still_says_so():
+    labels = torch.tensor([0, 1])
+    picture = corrected_samples(torch.rand(2, 1, 8, 8), labels, labels, labels)
+    assert picture.height == LINE + 3 * GAP
+    assert picture.getextrema()[0][0] < 255  # the line of text
+
+
+def test_corrected_samples_refuses_lengths_that_differ():
+    with pytest.raises(ValueError, match=r"\(2,\), \(3,\)"):
+        corrected_samples(torch.rand(2, 1, 8, 8), torch.zeros(2).long(), torch.zeros(3).long(), torch.zeros(2).long())
+
+
+# Curves
 
 
 def test_fit_curves_draws_each_metric_of_each_stage(tmp_path):
@@ -44,7 +150,29 @@ def test_fit_curves_without_metrics_says_what_to_pass():
         fit_curves([])
 
 
-def test_fit_curves_without_matplotlib_names_the_extra(monkeypatch):
+def test_influence_scatter_states_correlation_and_slope():
+    predicted = torch.tensor([-2e-6, 1e-6, 3e-6])
+    figure = influence_scatter(predicted, 2 * predicted)
+    (axis,) = figure.axes
+    assert axis.get_title() == "n = 3, Pearson 1.0000, slope 2.000"
+    assert "1e-6 nats" in axis.get_xlabel()
+    assert torch.allclose(torch.tensor(axis.collections[0].get_offsets()[:, 1]), 2e6 * predicted.double(), atol=1e-4)
+
+
+def test_influence_scatter_refuses_lengths_that_differ():
+    with pytest.raises(ValueError, match=r"\(3,\) and \(2,\)"):
+        influence_scatter(torch.zeros(3), torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: fit_curves([Event("pretrain", 1, 2, {"a": 1.0})]),
+        lambda: influence_scatter(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0])),
+    ],
+    ids=["fit_curves", "influence_scatter"],
+)
+def test_figures_without_matplotlib_name_the_extra(monkeypatch, draw):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"learned-aug\[viz\]"):
-        fit_curves([Event("pretrain", 1, 2, {"a": 1.0})])
+        draw()
