@@ -43,7 +43,7 @@ class ProgressBars:
         """Show `event`, in a new bar if it opens a stage; of a resumed stage the bar starts where the stage does."""
         if self._bar is None or event.stage != self._stage or event.step < self._bar.n:
             self.close()
-            done = event.step - 1
+            done = max(0, event.step - 1)
             self._bar = tqdm(total=event.total, initial=done, desc=event.stage, unit="step", dynamic_ncols=True)
             self._stage = event.stage
         if event.metrics:

@@ -19,3 +19,12 @@ def test_a_stage_that_runs_again_gets_a_new_bar(capsys):
             for step in (1, 2):
                 bars(Event("again", step, 2))
     assert len(re.findall(r"2/2", capsys.readouterr().err)) == 2
+
+
+def test_bar_of_a_resumed_stage_starts_where_the_stage_does_and_shows_rate_and_remaining_time(capsys):
+    with ProgressBars() as bars:
+        for step in (8, 9, 10):
+            bars(Event("resumed", step, 10))
+    shown = capsys.readouterr().err
+    assert re.search(r"resumed: +70%.*7/10", shown)
+    assert re.search(r"resumed: +100%.*10/10 \[00:0\d<00:00, +\d.*step/s", shown)
