@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from learned_aug.fit.head import HeadProblem
 from learned_aug.fit.ihvp import (
@@ -20,7 +19,7 @@ from learned_aug.fit.ihvp import (
     solve,
 )
 
-from .problems import KINDS, dense_hessian, dense_solution, random_problem
+from .problems import KINDS, LargestTensor, dense_hessian, dense_solution, random_problem
 
 
 def rhs_of(problem: HeadProblem, seed: int = 0, stack: int | None = None) -> Tensor:
@@ -272,21 +271,6 @@ def _synthetic(n: int, d: int, k: int) -> HeadProblem:
     weight = torch.randn(k, d, generator=generator) / d**0.5
     labels = (features @ weight.T + torch.randn(n, k, generator=generator)).argmax(1)
     return HeadProblem(features=features, labels=labels, weight=weight, bias=torch.zeros(k))
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the largest tensor that any operation gives."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(tensor, Tensor):
-                self.numel = max(self.numel, tensor.numel())
-        return out
 
 
 class TestMemory:

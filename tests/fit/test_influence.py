@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from learned_aug.fit.head import HeadBatch, HeadProblem, HeadTap, borrowed, mean_gradient, refit
 from learned_aug.fit.ihvp import CG, Direct, relative_damping, solve
@@ -18,7 +17,7 @@ from learned_aug.fit.influence import (
     predicted_val_drop,
 )
 
-from .problems import autograd_loss, dense_solution, random_problem
+from .problems import LargestTensor, autograd_loss, dense_solution, random_problem
 
 N, D, K = 3_000, 8, 3
 
@@ -210,18 +209,9 @@ class TestClosedForm:
     def test_memory_is_linear_in_the_batch(self) -> None:
         b, d, k = 50, 40, 30
 
-        class Largest(TorchDispatchMode):
-            numel = 0
-
-            def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-                out = func(*args, **(kwargs or {}))
-                if isinstance(out, Tensor):
-                    self.numel = max(self.numel, out.numel())
-                return out
-
         batch = HeadBatch(torch.randn(b, d), torch.randn(b, k), torch.arange(b) % k)
         s = torch.randn(k, d + 1)
-        with Largest() as seen:
+        with LargestTensor() as seen:
             influence_aug(s, batch, batch)
         assert seen.numel <= max(b * max(d, k), k * (d + 1))
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from learned_aug.fit.head import HeadBatch, HeadProblem, HeadTap, borrowed
 from learned_aug.fit.ihvp import CG, ConvergenceError, LiSSA
 from learned_aug.fit.influence import influence_aug
 from learned_aug.fit.s_val import predicted_influence, solve_s_val
+
+from .problems import LargestTensor
 
 EXACT = InfluenceConfig(solver=CG(tolerance=1e-10), weight_decay=0.05)
 
@@ -101,6 +104,18 @@ def test_features_in_half_precision_move_s_val_little(dtype: torch.dtype, tolera
     halves = (part._replace(features=part.features.to(dtype)) for part in (train, val))
     _, half = solve_s_val(*halves, head, EXACT)
     assert 0 < float((half.value - exact.value).norm() / exact.value.norm()) < tolerance
+
+
+@pytest.mark.parametrize("refit_head", [True, False])
+@pytest.mark.filterwarnings("ignore:the head is far from stationary")
+def test_features_are_never_copied_as_a_whole(refit_head: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[HeadProblem.__module__], "_CPU_BLOCK_BYTES", 1 << 16)
+    n, dim = 5_000, 64
+    generator = torch.Generator().manual_seed(0)
+    batch = HeadBatch(torch.randn(n, dim, generator=generator), torch.empty(n, 0), torch.arange(n) % 3)
+    with LargestTensor() as seen:
+        solve_s_val(batch, batch, nn.Linear(dim, 3), InfluenceConfig(refit_head=refit_head, solver=CG()))
+    assert seen.numel < n * dim / 2
 
 
 def test_solver_of_the_config_is_used() -> None:
