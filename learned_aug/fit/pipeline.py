@@ -22,7 +22,7 @@ from learned_aug.fit.fingerprint import fingerprint
 from learned_aug.fit.head import borrowed, find_head, unwrap
 from learned_aug.fit.ihvp import Solution
 from learned_aug.fit.parallel import rank, world_size
-from learned_aug.fit.rng import generator
+from learned_aug.fit.rng import forked, generator
 from learned_aug.fit.run import Run
 from learned_aug.fit.stages import Influence, Setting, Tap
 from learned_aug.nets import AugmenterConfig
@@ -147,6 +147,7 @@ def fit(
     model, layer = _on_device(model, head, device)
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(forked())  # modules draw their first weights from torch's global generator
         listeners: list[OnEvent] = []
         if rank() == 0:
             listeners += [stack.enter_context(ProgressBars())] if progress else []

@@ -1,11 +1,21 @@
 import dataclasses
 import math
+import random
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import learned_aug
 from learned_aug import AugmenterConfig
@@ -18,6 +28,8 @@ from learned_aug.fit import (
     RetrainConfig,
     retrain,
 )
+from learned_aug.fit.pipeline import _on_device
+from learned_aug.fit.stream import Stream
 
 
 def snapshot(model):
@@ -94,14 +106,36 @@ def test_learning_rates_of_0_give_back_the_untrained_control(model, few, crop):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_fit_repeats_with_its_seed(model, few, crop, tiny):
+class Noisy(Dataset):
+    """Draws in its own transform, from each of the global generators."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        image, label = self.data[index]
+        amount = 0.1 * (random.random() + np.random.rand()) / 2  # noqa: NPY002
+        return image.lerp(torch.rand(image.shape), amount), label
+
+
+def test_fit_repeats_from_its_seed_alone_and_leaves_the_global_generators(model, few, crop, tiny):
     results = []
-    for _ in range(2):
-        torch.manual_seed(5)  # of the crops
-        results.append(learned_aug.fit(model, *few, baseline=crop, config=tiny, progress=False))
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        before = torch.get_rng_state(), random.getstate()
+        results.append(learned_aug.fit(model, Noisy(few[0]), few[1], baseline=crop, config=tiny, progress=False))
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert random.getstate() == before[1]
     one, two = (r.augmenter.state_dict() for r in results)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert results[0].diagnostics == results[1].diagnostics
+    other = dataclasses.replace(tiny, seed=1)
+    other = learned_aug.fit(model, Noisy(few[0]), few[1], baseline=crop, config=other, progress=False)
+    assert other.diagnostics != results[0].diagnostics
 
 
 def test_loaders_work_also_of_iterable_data(model, few, crop, tiny):
@@ -118,15 +152,6 @@ def test_without_a_baseline_stage_1_is_skipped_with_a_warning(model, few, tiny):
     with pytest.warns(UserWarning, match="baseline="):
         result = learned_aug.fit(model, *few, config=tiny, progress=False)
     assert not any(event.stage == "pretrain" for event in result.history)
-
-
-def test_fit_does_not_depend_on_the_global_generator(model, few, tiny):
-    states = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        result = learned_aug.fit(model, *few, baseline=lambda x: x.flip(-1), config=tiny, progress=False)
-        states.append(result.augmenter.state_dict())
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -161,6 +186,71 @@ def test_normalised_images_need_their_normalisation_stated(model, few, crop, tin
 def test_small_validation_set_is_warned_of(model, few, crop, tiny):
     with pytest.warns(UserWarning, match="120 images"):
         learned_aug.fit(model, few[0], Subset(few[1], range(120)), baseline=crop, config=tiny, progress=False)
+
+
+def test_share_of_train_is_held_out_with_a_warning(model, data, crop, tiny):
+    both = ConcatDataset([data["train"], data["val"]])
+    with pytest.warns(UserWarning, match=r"held out of train, 1040 images.*trained on them.*train it on the others"):
+        result = learned_aug.fit(model, both, 0.4, baseline=crop, config=tiny, progress=False)
+    totals = {event.stage: event.total for event in result.history if "features" in event.stage}
+    assert totals == {"train features": 7, "val features": 5}  # batches of 256
+
+
+def test_data_sets_of_dicts_are_fitted(model, few, crop, tiny):
+    class Rows(Noisy):
+        def __getitem__(self, index):
+            image, label = self.data[index]
+            return {"img": image, "label": int(label), "file": "x"}
+
+    plain = learned_aug.fit(model, *few, baseline=crop, config=tiny, progress=False)
+    rows = learned_aug.fit(model, *map(Rows, few), baseline=crop, config=tiny, progress=False)
+    assert plain.diagnostics == rows.diagnostics
+
+
+def test_imbalanced_classes_are_fitted_and_a_weighted_sampler_counts_as_it_draws(model, data, few, tiny):
+    labels = data["train"].tensors[1]
+    rare = (labels == 3).nonzero().flatten().tolist()
+    train = Subset(data["train"], (labels == 7).nonzero().flatten().tolist()[:50] + rare[:1])
+    config = dataclasses.replace(tiny, pretrain=PretrainConfig(steps=0))
+    plain = learned_aug.fit(model, train, few[1], baseline=lambda x: x, config=config, progress=False)
+    assert all(math.isfinite(value) for value in plain.diagnostics["fitted"].values())
+
+    weights = [1.0] * 50 + [50.0]
+    loader = DataLoader(train, 20, sampler=WeightedRandomSampler(weights, 200))
+    weighted = learned_aug.fit(model, loader, few[1], baseline=lambda x: x, config=config, progress=False)
+    drawn = list(Stream(loader, "train", "train features", seed=0, batch_size=0, device=torch.device("cpu")).once())
+    images, classes = (torch.cat(column) for column in zip(*drawn, strict=True))
+    assert 60 < int((classes == 3).sum()) < 140
+    same = TensorDataset(images, classes)
+    explicit = learned_aug.fit(model, same, few[1], baseline=lambda x: x, config=config, progress=False)
+    scale = explicit.solution.value.norm()
+    assert (weighted.solution.value - explicit.solution.value).norm() < 1e-5 * scale
+    assert (plain.solution.value - explicit.solution.value).norm() > 0.1 * scale
+
+
+def test_mixed_precision_changes_the_model_s_passes_a_little_and_leaves_s_val_in_full_precision(model, few, crop, tiny):
+    results = [
+        learned_aug.fit(model, *few, baseline=crop, config=tiny, progress=False, amp=amp)
+        for amp in (None, torch.bfloat16)
+    ]
+    full, half = (r.solution.value for r in results)
+    assert half.dtype == full.dtype == torch.float64
+    assert 1e-5 < (half - full).norm() / full.norm() < 0.05
+    assert all(p.dtype == torch.float32 for p in results[1].augmenter.parameters())
+
+
+def test_float16_is_refused_with_the_reason(model, few, tiny):
+    with pytest.raises(ValueError, match=r"amp must be None or torch.bfloat16, got torch.float16; .*scaled"):
+        learned_aug.fit(model, *few, config=tiny, amp=torch.float16)
+
+
+def test_another_device_gets_a_copy_of_the_model_and_its_own_does_not(model, few, crop, tiny):
+    before = snapshot(model)
+    copied, head = _on_device(model, None, "meta")
+    assert head.weight.is_meta
+    assert copied is not model
+    assert _on_device(model, None, "cpu") == _on_device(model, None, None) == (model, model[-1])
+    assert_untouched(model, before)
 
 
 @pytest.mark.parametrize("config", [{}, {"variant": "serial"}, {"variant": "appearance"}, {"fields": "pixel"}])
@@ -224,7 +314,7 @@ def with_labels(subset, labels):
 BAD = {
     "no linear": (
         lambda m, t, v: (nn.Sequential(nn.Flatten(), nn.Conv1d(1, 1, 1)), t, v),
-        ("nn.Linear", "Conv1d", "head="),
+        ("nn.Linear", "Conv1d", "replace"),
     ),
     "same data": (lambda m, t, v: (m, t, t), ("not in train", "same object", "random_split")),
     "same data in loaders": (lambda m, t, v: (m, DataLoader(t), DataLoader(t)), ("same object", "random_split")),
