@@ -326,7 +326,7 @@ def collect(
             column.append(rows)
         start += len(labels)
     if not start:
-        raise ValueError("batches must hold at least one batch of (images, labels), got none")
+        raise ValueError("batches must hold at least one batch of (images, labels), got none; check the loader")
     return HeadBatch(*(column.tensor[:start] for column in columns))
 
 
@@ -465,13 +465,16 @@ class HeadProblem:
     def __post_init__(self) -> None:
         n = len(self.features)
         if self.features.ndim != 2 or n == 0:
-            raise ValueError(f"features must be (N, D) with N >= 1, got {tuple(self.features.shape)}")
+            raise ValueError(f"features must be (N, D) with N >= 1, got {tuple(self.features.shape)}; see collect()")
         if self.weight.ndim != 2 or self.weight.shape[1] != self.features.shape[1]:
-            raise ValueError(f"weight must be (K, {self.features.shape[1]}), got {tuple(self.weight.shape)}")
+            raise ValueError(
+                f"weight must be (K, {self.features.shape[1]}), got {tuple(self.weight.shape)}; take it from the head "
+                "that the features enter"
+            )
         if self.weight.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"weight must be float32 or float64 to compute in, got {self.weight.dtype}; cast it")
         if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
-            raise ValueError(f"bias must be ({len(self.weight)},), got {tuple(self.bias.shape)}")
+            raise ValueError(f"bias must be ({len(self.weight)},), got {tuple(self.bias.shape)}; use None for none")
         check_labels(self.labels, torch.Size([n, len(self.weight)]))
         w = self.sample_weights
         if w is not None and (w.shape != (n,) or not bool(((w >= 0) & w.isfinite()).all())):
@@ -480,9 +483,13 @@ class HeadProblem:
                 "a negative weight makes the Hessian indefinite"
             )
         if not 0 <= self.label_smoothing <= 1:
-            raise ValueError(f"label_smoothing must be in [0, 1], got {self.label_smoothing}")
+            raise ValueError(
+                f"label_smoothing must be in [0, 1], got {self.label_smoothing}; use that of the training loss"
+            )
         if not 0 <= self.weight_decay < float("inf"):
-            raise ValueError(f"weight_decay must be >= 0 and finite, got {self.weight_decay}")
+            raise ValueError(
+                f"weight_decay must be >= 0 and finite, got {self.weight_decay}; use that of the training loss"
+            )
         self._span  # noqa: B018  # here all processes meet, not in whichever property comes first
 
     @classmethod
@@ -619,7 +626,9 @@ class HeadProblem:
             of the shape of `v`, in the dtype of `weight`.
         """
         if v.shape[-2:] != self.theta.shape or v.ndim > 3:
-            raise ValueError(f"v must be {tuple(self.theta.shape)} or a stack of such, got {tuple(v.shape)}")
+            raise ValueError(
+                f"v must be {tuple(self.theta.shape)} or a stack of such, got {tuple(v.shape)}; shape it as theta"
+            )
         dim = self.weight.shape[1]
         flat = v.to(self.weight.dtype).reshape(-1, v.shape[-1])
         stack = len(flat) // len(self.weight)

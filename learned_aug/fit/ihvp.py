@@ -80,7 +80,7 @@ def relative_damping(problem: HeadProblem, factor: float) -> float:
         ValueError: if `factor` is negative or not finite.
     """
     if not 0 <= factor < math.inf:
-        raise ValueError(f"factor must be >= 0 and finite, got {factor}")
+        raise ValueError(f"factor must be >= 0 and finite, got {factor}; 0 is the default of a fit")
     return factor * problem.mean_eigenvalue
 
 
@@ -99,9 +99,13 @@ class _System:
         if not 0 <= damping < math.inf:
             raise ValueError(f"damping must be >= 0 and finite, got {damping}; try relative_damping(problem, 10)")
         if rhs.shape[-2:] != problem.theta.shape or rhs.ndim > 3:
-            raise ValueError(f"rhs must be {tuple(problem.theta.shape)} or a stack of such, got {tuple(rhs.shape)}")
+            raise ValueError(
+                f"rhs must be {tuple(problem.theta.shape)} or a stack of such, got {tuple(rhs.shape)}; use "
+                "mean_gradient on features of the same head"
+            )
         if not bool(rhs.isfinite().all()):
-            raise ValueError("rhs must be finite; check the logits of the samples whose gradient it is")
+            worst = float(rhs[~rhs.isfinite()][0])
+            raise ValueError(f"rhs must be finite, got {worst}; check the logits of the samples whose gradient it is")
         self.start = time.perf_counter()
         self.problem = problem
         self.exact = problem.to(torch.float64)
@@ -261,7 +265,9 @@ class CG:
     def __post_init__(self) -> None:
         _check_options(self.tolerance, self.max_steps)
         if self.preconditioner not in ("kronecker", "none"):
-            raise ValueError(f'preconditioner must be "kronecker" or "none", got {self.preconditioner!r}')
+            raise ValueError(
+                f'preconditioner must be "kronecker" or "none", got {self.preconditioner!r}; leave it out for the first'
+            )
 
     def solve(self, problem: HeadProblem, rhs: Tensor, damping: float) -> Solution:
         """Solve (H + damping) value = rhs, to `tolerance`.
@@ -332,7 +338,7 @@ class LiSSA:
     def __post_init__(self) -> None:
         _check_options(self.tolerance, self.max_steps)
         if self.batch_size < 1:
-            raise ValueError(f"batch_size must be >= 1, got {self.batch_size}")
+            raise ValueError(f"batch_size must be >= 1, got {self.batch_size}; 256 is the default")
 
     def solve(self, problem: HeadProblem, rhs: Tensor, damping: float) -> Solution:
         """Solve (H + damping) value = rhs, to `tolerance`.
@@ -457,13 +463,15 @@ def solve(problem: HeadProblem, rhs: Tensor, damping: float, solver: Solver | Li
     """
     if isinstance(solver, str):
         if solver != "auto":
-            raise ValueError(f'solver must be "auto" or one of Direct(), CG(), LiSSA(), ..., got {solver!r}')
+            raise ValueError(
+                f'solver must be "auto" or one of Direct(), CG(), LiSSA(), ..., got {solver!r}; "auto" picks'
+            )
         solver = Direct() if problem.theta.numel() <= _DIRECT_SIZE else CG()
     return solver.solve(problem, rhs, damping)
 
 
 def _check_options(tolerance: float, max_steps: int) -> None:
     if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must be in (0, 1), got {tolerance}")
+        raise ValueError(f"tolerance must be in (0, 1), got {tolerance}; 1e-3 is usual")
     if max_steps < 1:
-        raise ValueError(f"max_steps must be >= 1, got {max_steps}")
+        raise ValueError(f"max_steps must be >= 1, got {max_steps}; leave it out for the default")

@@ -70,7 +70,8 @@ def influence_up(ihvp: Tensor, batch: HeadBatch, label_smoothing: float = 0.0) -
     if ihvp.ndim not in (2, 3) or ihvp.shape[-2] != classes or ihvp.shape[-1] not in (dim, dim + 1):
         raise ValueError(
             f"ihvp must be ({classes}, {dim + 1}), or ({classes}, {dim}) without bias, or a stack of such for features "
-            f"{tuple(batch.features.shape)} and logits {tuple(batch.logits.shape)}, got {tuple(ihvp.shape)}"
+            f"{tuple(batch.features.shape)} and logits {tuple(batch.logits.shape)}, got {tuple(ihvp.shape)}; "
+            "solve it for the head that the features enter"
         )
     r = residuals(batch.logits, batch.labels, label_smoothing)
     h = batch.features.to(r.dtype)
@@ -120,7 +121,7 @@ def predicted_val_drop(influence: Tensor, n_train: int) -> Tensor:
         of the shape of `influence`, nats; positive is good.
     """
     if n_train < 1:
-        raise ValueError(f"n_train must be >= 1, got {n_train}")
+        raise ValueError(f"n_train must be >= 1, got {n_train}; see HeadProblem.n_train")
     return -influence / n_train
 
 

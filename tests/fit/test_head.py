@@ -287,7 +287,11 @@ class TestCollect:
 
     def test_no_batch_is_refused(self) -> None:
         model = Classifier()
-        with borrowed(model), HeadTap(model, model.fc) as tap, pytest.raises(ValueError, match="at least one batch"):
+        with (
+            borrowed(model),
+            HeadTap(model, model.fc) as tap,
+            pytest.raises(ValueError, match=r"at least one batch of .*, got none; check the loader"),
+        ):
             collect(tap, [])
 
     def test_non_finite_logit_is_named(self) -> None:
@@ -383,14 +387,14 @@ class TestHeadProblem:
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
-            ({"features": torch.zeros(5)}, "features must be"),
-            ({"weight": torch.zeros(2, 4)}, r"weight must be \(K, 3\)"),
-            ({"weight": torch.zeros(2, 3).half()}, "float32 or float64"),
-            ({"bias": torch.zeros(3)}, "bias must be"),
-            ({"labels": torch.full((5,), 2)}, "sample 0 has label 2"),
-            ({"sample_weights": -torch.ones(5)}, "sample_weights must be"),
-            ({"label_smoothing": 1.5}, "label_smoothing must be"),
-            ({"weight_decay": -1.0}, "weight_decay must be"),
+            ({"features": torch.zeros(5)}, r"features must be \(N, D\) with N >= 1, got \(5,\); see collect"),
+            ({"weight": torch.zeros(2, 4)}, r"weight must be \(K, 3\), got \(2, 4\); take it from the head"),
+            ({"weight": torch.zeros(2, 3).half()}, "float32 or float64 to compute in, got torch.float16; cast it"),
+            ({"bias": torch.zeros(3)}, r"bias must be \(2,\), got \(3,\); use None"),
+            ({"labels": torch.full((5,), 2)}, r"in 0\.\.1, the head's classes; sample 0 has label 2"),
+            ({"sample_weights": -torch.ones(5)}, r"finite and >= 0, got \(5,\), minimum -1.0; a negative"),
+            ({"label_smoothing": 1.5}, r"label_smoothing must be in \[0, 1\], got 1.5; use that of the training"),
+            ({"weight_decay": -1.0}, "weight_decay must be >= 0 and finite, got -1.0; use that of the training loss"),
         ],
     )
     def test_bad_settings_are_refused(self, change: dict[str, object], reason: str) -> None:
@@ -410,7 +414,7 @@ class TestHeadProblem:
             problem.gradient()
 
     def test_hvp_of_a_wrong_shape_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="v must be"):
+        with pytest.raises(ValueError, match=r"v must be \(2, 4\) or a stack of such, got \(3, 3\); shape it as theta"):
             random_problem(0).hvp(torch.zeros(3, 3))
 
 
