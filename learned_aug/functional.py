@@ -315,11 +315,11 @@ def _flow_at(flow: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.lerp(top, bottom, fy), slope * free[..., :1], (bottom - top) * free[..., 1:]
 
 
-EDGE_POINTS = 17  # of a box, corners included; the sides are then .05 px off on average, .09 at most, at 128 px
+EDGE_POINTS = 16  # of a box, at first; then as many again around each outermost one, twice
 
 
 def warp_boxes(boxes: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes around what the flow makes of boxes: 17 points per edge through :func:`warp_points`, minimum and maximum.
+    """Boxes around what the flow makes of boxes, exact to .05 px: points of the edges through :func:`warp_points`.
 
     Args:
         boxes: (B, N, 4), (x1, y1, x2, y2), edges: a box over pixel 0 alone spans 0 to 1.
@@ -328,9 +328,8 @@ def warp_boxes(boxes: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The boxes (B, N, 4), float32 at least, not clamped; and the largest residual of the points of each, (B, N).
     """
-    corners = boxes[..., [0, 1, 2, 1, 2, 3, 0, 3]].unflatten(-1, (4, 2))
-    outline, residual = _warp_outline(corners, flow)
-    low, high = outline.amin(dim=-2), outline.amax(dim=-2)
+    corners = at_least_float32(boxes)[..., [0, 1, 2, 1, 2, 3, 0, 3]].unflatten(-1, (4, 2))
+    low, high, residual = _extent(corners, torch.eye(2, dtype=corners.dtype, device=corners.device), flow)
     return torch.cat([low, high], dim=-1), residual
 
 
@@ -344,24 +343,43 @@ def warp_rotated_boxes(corners: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The corners (B, N, 4, 2) of rectangles, in the same order; and the residuals (B, N), pixels.
     """
-    outline, residual = _warp_outline(corners, flow)
-    one, two, three, four = outline[..., :: EDGE_POINTS - 1, :].unbind(-2)
+    corners = at_least_float32(corners)
+    start = torch.arange(4, dtype=corners.dtype, device=corners.device).expand(corners.shape[:-1])
+    one, two, three, four = _warp_outline(corners, start, flow)[0].unbind(-2)
     across, down = (two - one) + (three - four), (four - one) + (three - two)
     # The direction of the width: the first edges as they are, the second ones turned back by a right angle.
     u = across + torch.stack([down[..., 1], -down[..., 0]], dim=-1)
     u = u / u.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     v = torch.stack([-u[..., 1], u[..., 0]], dim=-1)
-    along, beside = ((outline * axis[..., None, :]).sum(-1) for axis in (u, v))
-    (left, right), (top, bottom) = along.aminmax(dim=-1), beside.aminmax(dim=-1)
+    low, high, residual = _extent(corners, torch.stack([u, v], dim=-1), flow)
+    (left, top), (right, bottom) = low.unbind(-1), high.unbind(-1)
     ends = [(left, top), (right, top), (right, bottom), (left, bottom)]
     return torch.stack([a[..., None] * u + b[..., None] * v for a, b in ends], dim=-2), residual
 
 
-def _warp_outline(corners: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-    """Points around boxes (B, N, 4, 2), warped, (B, N, 64, 2), edge coordinates; their largest residual (B, N)."""
-    corners = corners.to(torch.promote_types(corners.dtype, torch.float32))
-    t = torch.linspace(0, 1, EDGE_POINTS, dtype=corners.dtype, device=corners.device)[:-1, None]
-    outline = torch.lerp(corners[..., None, :], corners.roll(-1, dims=-2)[..., None, :], t).flatten(-3, -2)
+def _extent(corners: Tensor, axes: Tensor, flow: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Extent of warped boxes (B, N, 4, 2) along two axes, columns of (..., 2, 2); and the largest residual (B, N)."""
+    spacing = 1 / EDGE_POINTS
+    at = torch.arange(0, 4, spacing, dtype=corners.dtype, device=corners.device).expand(*corners.shape[:2], -1)
+    near = torch.linspace(-1, 1, EDGE_POINTS + 1, dtype=corners.dtype, device=corners.device)
+    worst = torch.zeros_like(corners[..., 0, 0])
+    for _ in range(3):
+        points, residual = _warp_outline(corners, at, flow)
+        worst = torch.maximum(worst, residual.amax(dim=-1))
+        along = points @ axes
+        (low, lowest), (high, highest) = along.min(dim=-2), along.max(dim=-2)
+        # Again around the four outermost points, which `near` contains.
+        outermost = at.gather(-1, torch.cat([lowest, highest], dim=-1))
+        at = (outermost[..., None] + spacing * near).flatten(-2) % 4
+        spacing *= 2 / EDGE_POINTS
+    return low, high, worst
+
+
+def _warp_outline(corners: Tensor, at: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+    """Points of boxes' edges (B, N, 4, 2), `at` (B, N, P) edges from the first corner: warped, and their residuals."""
+    edge = at.long().clamp(max=3)  # 4 is the first corner, after rounding
+    start, end = (c.gather(-2, edge[..., None].expand(-1, -1, -1, 2)) for c in (corners, corners.roll(-1, dims=-2)))
+    outline = torch.lerp(start, end, (at - edge)[..., None])
     # A pixel's centre is half a pixel inside its edge.
     points, residual = warp_points(outline.flatten(1, 2) - 0.5, flow)
-    return points.view(outline.shape) + 0.5, residual.view(outline.shape[:-1]).amax(dim=-1)
+    return points.view(outline.shape) + 0.5, residual.view(at.shape)

@@ -220,25 +220,39 @@ def test_where_the_flow_folds_the_residual_is_true():
     assert residual.median() < 1e-3
 
 
-def dense_box(box, flow):
-    """Extent of the output points, eighths of a pixel apart, whose source lies in the box; edge coordinates."""
+FINE = 64  # points per pixel of the dense ground truth
+
+
+def dense_extent(box, flow, axes):
+    """Extent along two axes of all output points, 1/64 px apart, whose source lies in a box; edge coordinates."""
     height, width = flow.shape[-2:]
-    fine = [torch.arange(-0.5, n - 0.5, 0.125, dtype=torch.float64) for n in (width, height)]
-    q = torch.stack(torch.meshgrid(*fine, indexing="xy"), dim=-1).view(1, -1, 2)
-    s = source_of(flow, q)[0] + 0.5
-    inside = ((s >= box[:2]) & (s <= box[2:])).all(-1)
-    return torch.cat([q[0, inside].amin(0), q[0, inside].amax(0)]) + 0.5
+    size = (height - 1) * FINE + 1, (width - 1) * FINE + 1
+    d = F.interpolate(flow, size, mode="bilinear", align_corners=True)[0]
+    y, x = (torch.arange(n, dtype=flow.dtype) / FINE + 0.5 for n in size)
+    s = d[0] + x, d[1] + y[:, None]
+    inside = (s[0] >= box[0]) & (s[0] <= box[2]) & (s[1] >= box[1]) & (s[1] <= box[3])
+    assert inside[1:-1, 1:-1].sum() == inside.sum()  # all of it is in view
+    i, j = inside.nonzero(as_tuple=True)
+    along = torch.stack([x[j], y[i]], dim=-1) @ axes
+    return torch.cat([along.amin(0), along.amax(0)])
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_boxes_fit_the_dense_ground_truth(seed):
-    flow = smooth_flow(1, 96, 128, 5.0, seed)
-    boxes = torch.tensor([[[30.0, 25.0, 80.0, 60.0], [50.0, 40.0, 58.0, 46.0]]], dtype=torch.float64)
+def test_boxes_fit_the_dense_ground_truth_to_a_twentieth_of_a_pixel(seed):
+    flow = smooth_flow(1, 40, 48, 1.5, seed)
+    boxes = torch.tensor([[[11.0, 9.0, 36.0, 30.0], [20.0, 16.0, 26.0, 19.0]]], dtype=torch.float64)
+    corners = boxes[..., [0, 1, 2, 1, 2, 3, 0, 3]].unflatten(-1, (4, 2))
     out, residual = fn.warp_boxes(boxes, flow)
-    assert residual.max() < 1e-3
-    for box, warped in zip(boxes[0], out[0], strict=True):
-        # An eighth of a pixel is the truth's own resolution.
-        torch.testing.assert_close(warped, dense_box(box, flow), atol=0.125 + 0.05, rtol=0)
+    rotated, rotated_residual = fn.warp_rotated_boxes(corners, flow)
+    assert max(residual.max(), rotated_residual.max()) < 1e-3
+    for box, upright, (one, two, three, four) in zip(boxes[0], out[0], rotated[0], strict=True):
+        torch.testing.assert_close(
+            upright, dense_extent(box, flow, torch.eye(2, dtype=torch.float64)), atol=0.05, rtol=0
+        )
+        axes = torch.stack([two - one, four - one], dim=-1)
+        axes = axes / axes.norm(dim=0)
+        sides = torch.cat([one @ axes, three @ axes])
+        torch.testing.assert_close(sides, dense_extent(box, flow, axes), atol=0.05, rtol=0)
 
 
 def test_rotated_boxes_turn_with_a_rotation_and_fit_it_exactly():
