@@ -557,12 +557,15 @@ class HeadProblem:
         for rows in self._blocks():
             yield HeadBatch(self.features[rows], self._logits(rows), self.labels[rows])
 
-    def _blocks(self, width: int = 1) -> Iterator[slice]:
-        """Row ranges whose features, and `width` rows of logits, take about the block size in the computing dtype."""
+    def _blocks(self, width: int = 1, stride: int = 1) -> Iterator[slice]:
+        """Row ranges whose features, and `width` rows of logits, take about the block size in the computing dtype.
+
+        With a stride, of every `stride`-th among all samples.
+        """
         budget = _CPU_BLOCK_BYTES if self.features.device.type == "cpu" else _GPU_BLOCK_BYTES
         row = (self.weight.shape[1] + width * self.weight.shape[0]) * self.weight.element_size()
-        step = max(64, budget // row)
-        return (slice(i, i + step) for i in range(0, len(self.features), step))
+        step = max(64, budget // row) * stride
+        return (slice(i, i + step, stride) for i in range(-self._span[0] % stride, len(self.features), step))
 
     def _weigh(self, values: Tensor, rows: slice | Tensor) -> Tensor:
         """`values` (B, ...) of the samples in `rows`, times their weights."""
@@ -693,10 +696,13 @@ class HeadProblem:
         second mean weighted by tr A_i, so that samples without curvature do not shape it. Two eigenproblems, of sizes K
         and D+1; the second is spared if `basis`, the `feature_basis` at other weights, is given.
         """
-        rows = self._outline()
-        p = self.probabilities[rows]
-        wp = self._weigh(p, rows)
-        classes = self.total(torch.diag(wp.sum(0)) - wp.T @ p) / len(range(0, self.n_train, rows.step))
+        k = len(self.weight)
+        classes = self.weight.new_zeros(k, k)
+        for rows in self._blocks(stride=self._stride):
+            p = self.probabilities[rows]
+            wp = self._weigh(p, rows)
+            classes += torch.diag(wp.sum(0)) - wp.T @ p
+        classes = self.total(classes) / len(range(0, self.n_train, self._stride))
         lk, qk = torch.linalg.eigh(classes)
         if self.sharded:
             broadcast_(lk, qk)
@@ -711,21 +717,23 @@ class HeadProblem:
 
     def feature_basis(self) -> Basis:
         """Eigenvalues (D + 1,) and vectors of the second moment of h~, weighted by curvature."""
-        rows = self._outline()
-        p = self.probabilities[rows]
-        h = F.pad(self.features[rows].to(p.dtype), (0, 0 if self.bias is None else 1), value=1.0)
-        trace = self._weigh((p * (1 - p)).sum(1), rows)
-        moment = self.total((trace[:, None] * h).T @ h)
-        moment /= self.total(trace.sum()).clamp_min(torch.finfo(p.dtype).tiny)
+        size = self.theta.shape[1]
+        moment, weight = self.weight.new_zeros(size, size), self.weight.new_zeros(())
+        for rows in self._blocks(stride=self._stride):
+            p, h = self.probabilities[rows], self._extended(rows)
+            trace = self._weigh((p * (1 - p)).sum(1), rows)
+            moment.addmm_((trace[:, None] * h).T, h)
+            weight += trace.sum()
+        moment = self.total(moment) / self.total(weight).clamp_min(torch.finfo(weight.dtype).tiny)
         values, vectors = torch.linalg.eigh(moment)
         if self.sharded:  # to the last bit, so that solvers take the same steps everywhere
             broadcast_(values, vectors)
         return values, vectors
 
-    def _outline(self) -> slice:
-        """Of all samples about four for each column of theta: enough for the outline of a spectrum."""
-        stride = max(1, self.n_train // (4 * self.theta.shape[1] + 1000))
-        return slice(-self._span[0] % stride, None, stride)
+    @property
+    def _stride(self) -> int:
+        """Of every so many samples one, about four for each column of theta, gives a spectrum's outline."""
+        return max(1, self.n_train // (4 * self.theta.shape[1] + 1000))
 
 
 # --------------------------------------------------------------------------------------------------------------------
