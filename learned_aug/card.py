@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from learned_aug.nets import AugmenterConfig
 from learned_aug.weights import sha256
 
-__all__ = ["CARD_NAME", "CardFacts", "CardResult", "render"]
+__all__ = ["CARD_NAME", "CardFacts", "CardResult", "published", "render"]
 
 CARD_NAME = "README.md"
 UNKNOWN = "Not stated."
@@ -25,19 +26,22 @@ class CardResult:
     Attributes:
         arm: what the classifiers were trained with.
         error: mean test error, percent.
-        std: standard deviation over the runs, percentage points.
+        std: standard deviation over the runs, percentage points; None, and only then, for a single run.
         runs: number of runs.
     """
 
     arm: str
     error: float
-    std: float
+    std: float | None
     runs: int
 
     def __post_init__(self) -> None:
         """Refuse what is no mean of runs."""
-        if not (0 <= self.error <= 100 and self.std >= 0 and self.runs >= 1):
-            raise ValueError(f"error must be in [0, 100] percent, std >= 0 and runs >= 1, got {self}")
+        spread = self.runs == 1 if self.std is None else self.std >= 0
+        if not (0 <= self.error <= 100 and spread and self.runs >= 1):
+            raise ValueError(
+                f"error must be in [0, 100] percent, std >= 0 (None for one run) and runs >= 1, got {self}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,7 @@ class CardFacts:
         protocol: of the measurement: schedules, seeds, what the test set was used for, the command.
         results: test errors; put the fitted augmenter first, then its controls.
         settings: of the fit, by name.
+        diagnostics: of the fit, :attr:`learned_aug.FitResult.diagnostics`: figures by name, for each stage.
         cost: of the fit: time and device.
         limits: where not to use it.
         license: of the weights, an identifier of the Hub.
@@ -64,6 +69,7 @@ class CardFacts:
     protocol: str = UNKNOWN
     results: tuple[CardResult, ...] = ()
     settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    diagnostics: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     cost: str = UNKNOWN
     limits: str = UNKNOWN
     license: str | None = None
@@ -104,8 +110,9 @@ def render(facts: CardFacts, config: AugmenterConfig, files: Mapping[str, bytes]
     does = " and ".join(
         word for k, word in enumerate(("warps", "recolours")) if any(stage[k] for stage in config.stages)
     )
-    shown = "\n\n".join(f"![{caption}]({name})\n\n{caption}" for name, (_, caption) in pictures.items())
-    kind = f"{config.channels} channels, fitted at {config.size}x{config.size} pixels; other sizes work"
+    shown = "".join(f"![{caption}]({name})\n\n{caption}\n\n" for name, (_, caption) in pictures.items())
+    channels = "1 channel" if config.channels == 1 else f"{config.channels} channels"
+    kind = f"{channels}, fitted at {config.size}x{config.size} pixels; other sizes work"
     # A card cannot name the commit that it is part of.
     pin = "" if source.startswith(".") else "To pin it, add `revision=` with a commit of this repository. "
     settings = {**facts.settings, **{f"config.{k}": v for k, v in config.to_dict().items()}}
@@ -134,8 +141,7 @@ transform = v2.Compose([augment, v2.ToImage(), v2.ToDtype(torch.float32, scale=T
 
 {_table(("Trained with", "Error, mean ± std", "Runs"), [_row(r) for r in facts.results]) or "Not measured."}
 
-{shown}
-## How it was made
+{shown}## How it was made
 
 - **Data:** {facts.data}
 - **Classifier:** {facts.classifier}
@@ -143,7 +149,7 @@ transform = v2.Compose([augment, v2.ToImage(), v2.ToDtype(torch.float32, scale=T
 - **Cost:** {facts.cost}
 - **Versions:** {", ".join(f"{package} {number}" for package, number in versions.items())}
 
-{_table(("Setting", "Value"), [(f"`{k}`", f"`{v}`") for k, v in settings.items()])}
+{_measured(facts.diagnostics)}{_table(("Setting", "Value"), [(f"`{k}`", f"`{v}`") for k, v in settings.items()])}
 
 ## Limits
 
@@ -161,8 +167,39 @@ transform = v2.Compose([augment, v2.ToImage(), v2.ToDtype(torch.float32, scale=T
     return {CARD_NAME: text.encode(), **{name: picture for name, (picture, _) in pictures.items()}}
 
 
+def published(folder: Path, repo_id: str) -> dict[str, bytes]:
+    """The card of a folder that :func:`render` wrote and people may have edited, for a repository, and its pictures.
+
+    Args:
+        folder: with a README.md; its own name in there becomes that of the repository.
+        repo_id: "org/name".
+
+    Returns:
+        By file name: the card, and the PNG files beside it that it shows. Empty if there is no card.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
+    if not (folder / CARD_NAME).is_file():
+        return {}
+    text = (folder / CARD_NAME).read_text(encoding="utf-8")
+    name = folder.resolve().name
+    text = text.replace(f'from_pretrained("./{name}")', f'from_pretrained("{repo_id}")')
+    text = re.sub(rf"^# {re.escape(name)}$", f"# {repo_id.rsplit('/', 1)[-1]}", text, count=1, flags=re.M)
+    shown = {link for link in re.findall(r"!\[[^]]*\]\(([^)/]+\.png)\)", text) if (folder / link).is_file()}
+    return {CARD_NAME: text.encode(), **{link: (folder / link).read_bytes() for link in sorted(shown)}}
+
+
 def _row(result: CardResult) -> tuple[str, str, str]:
-    return result.arm, f"{result.error:.2f} ± {result.std:.2f} %", str(result.runs)
+    spread = "" if result.std is None else f" ± {result.std:.2f}"
+    return result.arm, f"{result.error:.2f}{spread} %", str(result.runs)
+
+
+def _measured(diagnostics: Mapping[str, Mapping[str, float]]) -> str:
+    names = list(next(iter(diagnostics.values()), {}))
+    rows = [(stage, *(f"{figures[name]:.3g}" for name in names)) for stage, figures in diagnostics.items()]
+    table = _table(("What it does", *(f"`{name}`" for name in names)), rows)
+    return f"{table}\n\nThe figures are those of `learned_aug.fit.measure`.\n\n" if rows else ""
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -163,7 +163,7 @@ def corrected_samples(
         before: (B,), predicted class indices of the classifier trained without.
         after: (B,), of the one trained with it.
         classes: names, by default the indices.
-        count: how many to show at most, the first ones.
+        count: how many to show at most, evenly spread over those there are.
         columns: of the picture.
         side: of each cell, pixels.
 
@@ -176,13 +176,14 @@ def corrected_samples(
     labels, before, after = labels.cpu(), before.cpu(), after.cpu()
     corrected = (before != labels) & (after == labels)
     spoilt = int(((before == labels) & (after != labels)).sum())
-    chosen = corrected.nonzero().flatten()[:count].tolist()
+    found = corrected.nonzero().flatten().tolist()
+    chosen = [found[k * len(found) // count] for k in range(count)] if len(found) > count else found
 
     def name(index: Tensor) -> str:
         return str(int(index)) if classes is None else classes[int(index)]
 
-    title = f"{int(corrected.sum())} of {len(labels):,} corrected, {spoilt} newly wrong"
-    title += f"; the first {len(chosen)}" if len(chosen) < int(corrected.sum()) else ""
+    title = f"{len(found)} of {len(labels):,} corrected, {spoilt} newly wrong"
+    title += f"; {len(chosen)} shown" if len(chosen) < len(found) else ""
     rows = -(-len(chosen) // columns)
     cell = side + 2 * LINE + GAP
     width = max(columns * (side + GAP) + GAP, 320)
@@ -219,13 +220,13 @@ def fit_curves(history: Sequence[Event]) -> Figure:
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
     figure = _figure("fit_curves", 3.4 * columns, 2.2 * rows)
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, (name, points) in zip(axes, curves.items(), strict=False):
         axis.plot(*zip(*points, strict=True), linewidth=1)
         axis.set_title(name, fontsize=9)
         axis.tick_params(labelsize=7)
         axis.set_xlabel("step", fontsize=7)
-    for axis in list(axes)[len(curves) :]:
+    for axis in axes[len(curves) :]:
         axis.set_axis_off()
     return figure
 

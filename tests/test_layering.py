@@ -24,9 +24,10 @@ ALLOWED = {
     "fit.stream": {"fit.data", "fit.rng"},
     "fit.checkpoint": {"weights"},
     "fit.parallel": set(),
-    "fit.head": {"fit.events", "fit.parallel"},
-    "fit.ihvp": {"fit.head"},
-    "fit.influence": {"fit.head", "fit.ihvp"},
+    "fit.head": set(),
+    "fit.problem": {"fit.events", "fit.head", "fit.parallel"},
+    "fit.ihvp": {"fit.problem"},
+    "fit.influence": {"fit.head", "fit.ihvp", "fit.problem"},
     "fit.config": {"fit.ihvp"},
     "fit.diagnostics": {"augmenter", "fit.head"},
     "fit.fingerprint": {"fit.checkpoint", "fit.data", "fit.ihvp", "fit.rng", "fit.stream"},
@@ -34,7 +35,7 @@ ALLOWED = {
     "fit.run": {"augmenter"} | {f"fit.{m}" for m in ["checkpoint", "events", "parallel", "stream", "training"]},
     "fit.gan": {"augmenter"}
     | {f"fit.{m}" for m in ["config", "diagnostics", "events", "head", "parallel", "rng", "training"]},
-    "fit.s_val": {"fit.config", "fit.events", "fit.head", "fit.ihvp", "fit.influence"},
+    "fit.s_val": {f"fit.{m}" for m in ["config", "events", "head", "ihvp", "influence", "problem"]},
     "fit.choose": {"augmenter", "fit.config", "fit.data", "fit.head", "fit.influence", "fit.s_val"},
     "fit.maximize": {"augmenter"}
     | {
@@ -50,7 +51,10 @@ ALLOWED = {
     | {f"fit.{m}" for m in ["rng", "run", "stages"]},
     "viz": {"augmenter", "fit.events"},
     "demo": {"fit", "transform", "viz", "weights"},
-    "cli": {"demo"},
+    "report": {"card", "fit", "viz", "weights"},
+    "folder": {"fit.data"},
+    "cli_fit": {"card", "fit", "folder", "nets", "report", "viz", "weights"},
+    "cli": {"augmenter", "card", "cli_fit", "demo", "fit", "hub", "registry", "viz", "weights"},
     "__main__": {"cli"},
 }
 
