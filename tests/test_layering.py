@@ -27,7 +27,7 @@ ALLOWED = {
     "fit.head": set(),
     "fit.problem": {"fit.events", "fit.head", "fit.parallel"},
     "fit.ihvp": {"fit.problem"},
-    "fit.influence": {"fit.head", "fit.ihvp", "fit.problem"},
+    "fit.influence": {"fit.head", "fit.problem"},
     "fit.config": {"fit.ihvp"},
     "fit.diagnostics": {"augmenter", "fit.head"},
     "fit.fingerprint": {"fit.checkpoint", "fit.data", "fit.ihvp", "fit.rng", "fit.stream"},
@@ -38,14 +38,12 @@ ALLOWED = {
     "fit.s_val": {f"fit.{m}" for m in ["config", "events", "head", "ihvp", "influence", "problem"]},
     "fit.choose": {"augmenter", "fit.config", "fit.data", "fit.head", "fit.influence", "fit.s_val"},
     "fit.maximize": {"augmenter"}
-    | {
-        f"fit.{m}"
-        for m in ["config", "diagnostics", "events", "head", "influence", "parallel", "rng", "s_val", "training"]
-    },
+    | {f"fit.{m}" for m in ["config", "diagnostics", "events", "head", "influence", "parallel", "problem"]}
+    | {f"fit.{m}" for m in ["rng", "s_val", "training"]},
     "fit.retrain": {"fit.choose", "fit.config", "fit.data", "fit.events", "fit.head"},
     "fit.stages": {"augmenter", "nets"}
     | {f"fit.{m}" for m in ["config", "data", "diagnostics", "events", "gan", "head", "ihvp", "influence"]}
-    | {f"fit.{m}" for m in ["maximize", "parallel", "rng", "s_val", "stream", "training"]},
+    | {f"fit.{m}" for m in ["maximize", "parallel", "problem", "rng", "s_val", "stream", "training"]},
     "fit.pipeline": {"augmenter", "nets"}
     | {f"fit.{m}" for m in ["checkpoint", "config", "data", "events", "fingerprint", "head", "ihvp", "parallel"]}
     | {f"fit.{m}" for m in ["rng", "run", "stages"]},

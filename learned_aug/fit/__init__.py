@@ -6,17 +6,7 @@ from learned_aug.fit.config import FitConfig, InfluenceConfig, MaximizeConfig, P
 from learned_aug.fit.diagnostics import effective_rank, measure
 from learned_aug.fit.events import Event, OnEvent, ProgressBars
 from learned_aug.fit.gan import pretrain, ragan_d_loss, ragan_g_loss
-from learned_aug.fit.head import (
-    HeadBatch,
-    HeadProblem,
-    HeadTap,
-    RefitResult,
-    borrowed,
-    collect,
-    find_head,
-    mean_gradient,
-    refit,
-)
+from learned_aug.fit.head import HeadBatch, HeadTap, borrowed, collect, find_head
 from learned_aug.fit.ihvp import (
     CG,
     BlockDiagonal,
@@ -39,6 +29,7 @@ from learned_aug.fit.influence import (
 )
 from learned_aug.fit.maximize import maximize
 from learned_aug.fit.pipeline import FitResult, fit
+from learned_aug.fit.problem import HeadProblem, RefitResult, mean_gradient, refit
 from learned_aug.fit.retrain import evaluate, retrain
 from learned_aug.fit.s_val import predicted_influence, solve_s_val
 

@@ -30,7 +30,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from learned_aug.fit.head import HeadProblem, conjugate_gradients, norms
+from learned_aug.fit.problem import HeadProblem, conjugate_gradients, norms
 
 __all__ = [
     "CG",

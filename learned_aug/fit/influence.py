@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learned_aug.fit.head import HeadBatch, HeadProblem, residuals
+from learned_aug.fit.head import HeadBatch
+from learned_aug.fit.problem import HeadProblem, residuals
 
 __all__ = [
     "Stationarity",

@@ -13,9 +13,10 @@ from learned_aug.augmenter import Augmented, Augmenter
 from learned_aug.fit.config import MaximizeConfig
 from learned_aug.fit.diagnostics import divergence_named, draw_distance, require_finite
 from learned_aug.fit.events import OnEvent
-from learned_aug.fit.head import HeadProblem, HeadTap
+from learned_aug.fit.head import HeadTap
 from learned_aug.fit.influence import predicted_val_drop
 from learned_aug.fit.parallel import all_mean, average_gradients_, world_size
+from learned_aug.fit.problem import HeadProblem
 from learned_aug.fit.rng import generator
 from learned_aug.fit.s_val import predicted_influence
 from learned_aug.fit.training import Training, share_of_masks

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from learned_aug.fit.config import InfluenceConfig
 from learned_aug.fit.events import OnEvent
-from learned_aug.fit.head import HeadBatch, HeadProblem, HeadTap, refit, warn_of_missing_classes
+from learned_aug.fit.head import HeadBatch, HeadTap
 from learned_aug.fit.ihvp import Solution, relative_damping, solve
 from learned_aug.fit.influence import check_stationary, influence_aug
+from learned_aug.fit.problem import HeadProblem, refit, warn_of_missing_classes
 
 __all__ = ["predicted_influence", "solve_s_val"]
 

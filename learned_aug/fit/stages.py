@@ -16,11 +16,12 @@ from learned_aug.fit.data import Data
 from learned_aug.fit.diagnostics import measure
 from learned_aug.fit.events import Event, OnEvent
 from learned_aug.fit.gan import Pretraining
-from learned_aug.fit.head import HeadProblem, HeadTap, collect
+from learned_aug.fit.head import HeadTap, collect
 from learned_aug.fit.ihvp import Solution
 from learned_aug.fit.influence import predicted_val_drop
 from learned_aug.fit.maximize import Maximizing
 from learned_aug.fit.parallel import broadcast_, rank, span, world_size
+from learned_aug.fit.problem import HeadProblem
 from learned_aug.fit.rng import generator
 from learned_aug.fit.s_val import predicted_influence, solve_s_val
 from learned_aug.fit.stream import Stream

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from learned_aug.fit.head import HeadProblem
+from learned_aug.fit.problem import HeadProblem
 
 KINDS = ("plain", "imbalanced", "duplicated features", "more features than samples", "near one-hot")
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from learned_aug.fit.head import HeadProblem
 from learned_aug.fit.ihvp import (
     CG,
     BlockDiagonal,
@@ -18,6 +17,7 @@ from learned_aug.fit.ihvp import (
     relative_damping,
     solve,
 )
+from learned_aug.fit.problem import HeadProblem
 
 from .problems import KINDS, LargestTensor, dense_hessian, dense_solution, random_problem
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from learned_aug.fit.head import HeadBatch, HeadProblem, HeadTap, borrowed, mean_gradient, refit
+from learned_aug.fit.head import HeadBatch, HeadTap, borrowed
 from learned_aug.fit.ihvp import CG, Direct, relative_damping, solve
 from learned_aug.fit.influence import (
     check_stationary,
@@ -16,6 +16,7 @@ from learned_aug.fit.influence import (
     influence_up_params,
     predicted_val_drop,
 )
+from learned_aug.fit.problem import HeadProblem, mean_gradient, refit
 
 from .problems import LargestTensor, autograd_loss, dense_solution, random_problem
 

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from learned_aug import Augmenter, AugmenterConfig
 from learned_aug.fit import MaximizeConfig, maximize
 from learned_aug.fit.data import Batches
-from learned_aug.fit.head import HeadBatch, HeadProblem, HeadTap, borrowed, collect, find_head, mean_gradient, refit
+from learned_aug.fit.head import HeadBatch, HeadTap, borrowed, collect, find_head
 from learned_aug.fit.ihvp import relative_damping, solve
+from learned_aug.fit.problem import HeadProblem, mean_gradient, refit
 from learned_aug.fit.s_val import predicted_influence
 
 CPU = torch.device("cpu")

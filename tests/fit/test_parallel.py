@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learned_aug.fit import InfluenceConfig, parallel
-from learned_aug.fit.head import HeadBatch, HeadProblem, mean_gradient, refit
+from learned_aug.fit.head import HeadBatch
 from learned_aug.fit.ihvp import CG, BlockDiagonal, Direct, LiSSA, PlainGradient, relative_damping, solve
 from learned_aug.fit.influence import check_stationary
+from learned_aug.fit.problem import HeadProblem, mean_gradient, refit
 from learned_aug.fit.s_val import solve_s_val
 
 from .problems import random_problem

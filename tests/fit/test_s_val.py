@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from learned_aug.fit.config import InfluenceConfig
 from learned_aug.fit.events import Event
-from learned_aug.fit.head import HeadBatch, HeadProblem, HeadTap, borrowed
+from learned_aug.fit.head import HeadBatch, HeadTap, borrowed
 from learned_aug.fit.ihvp import CG, ConvergenceError, LiSSA
 from learned_aug.fit.influence import influence_aug
+from learned_aug.fit.problem import HeadProblem
 from learned_aug.fit.s_val import predicted_influence, solve_s_val
 
 from .problems import LargestTensor
