@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from learned_aug.augmenter import Augmenter
-from learned_aug.fit.checkpoint import Checkpoint
+from learned_aug.fit.checkpoint import Checkpoint, digest
 from learned_aug.fit.config import FitConfig
 from learned_aug.fit.data import Data, hold_out
 from learned_aug.fit.events import Event, OnEvent, ProgressBars
 from learned_aug.fit.fingerprint import fingerprint
 from learned_aug.fit.head import borrowed, find_head, unwrap
 from learned_aug.fit.ihvp import Solution
-from learned_aug.fit.parallel import rank, world_size
+from learned_aug.fit.parallel import all_sum_, broadcast_, rank, world_size
 from learned_aug.fit.rng import forked, generator
 from learned_aug.fit.run import Run
 from learned_aug.fit.stages import Influence, Setting, Tap
@@ -143,8 +143,9 @@ def fit(
             stacklevel=2,
         )
     _refuse_same(train, val)
-    _check_processes(config, train, val)
+    _check_shares(config, train, val)
     model, layer = _on_device(model, head, device)
+    _check_same_model(model, layer.weight.device)
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(forked())  # modules draw their first weights from torch's global generator
@@ -208,7 +209,7 @@ def _on_device(model: nn.Module, head: str | None, device: torch.device | str | 
     return model, find_head(model, head)
 
 
-def _check_processes(config: FitConfig, train: Data, val: Data) -> None:
+def _check_shares(config: FitConfig, train: Data, val: Data) -> None:
     """Refuse what several processes cannot share."""
     world = world_size()
     if world == 1:
@@ -228,6 +229,19 @@ def _check_processes(config: FitConfig, train: Data, val: Data) -> None:
                     f"the loader of {name} must give process {rank()} of {world} its share, got a "
                     f"{type(sampler).__name__}; give it sampler=DistributedSampler(dataset), or pass the data set"
                 )
+
+
+def _check_same_model(model: nn.Module, device: torch.device) -> None:
+    """Refuse to go on with models that differ between processes."""
+    if world_size() > 1:
+        own = torch.tensor(int(digest(*model.state_dict().values()), 16), device=device)
+        first = own.clone()
+        broadcast_(first)
+        if others := int(all_sum_((own != first).long())):
+            raise ValueError(
+                f"model must be the same in all processes, got other weights than process 0's in {others} of "
+                f"{world_size()}; load one file in all, or send them with torch.distributed.broadcast"
+            )
 
 
 def _refuse_same(train: Data, val: Data) -> None:

@@ -25,7 +25,7 @@ class Run:
     Process 0 reads and writes the checkpoint; the others begin from what it read.
 
     Args:
-        checkpoint: None keeps nothing.
+        checkpoint: None keeps nothing; of processes other than 0 it is not used.
         every: seconds between two saves within a stage; each stage's end is saved as well.
         listeners: called with each event.
         device: of what passes between processes.
@@ -104,7 +104,7 @@ class Run:
                 tree["state"] = self.checkpoint.read()
             except CheckpointError as error:
                 tree["error"] = str(error)
-        if self.checkpoint is not None and world_size() > 1:
+        if world_size() > 1:
             tree = _from_first(tree, self.device)
         if tree["error"] is not None:
             raise CheckpointError(tree["error"])
