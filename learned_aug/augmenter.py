@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -22,6 +24,7 @@ __all__ = ["Augmented", "Augmenter", "Draw"]
 
 SMALL = 2**14  # pixels of a batch below which the overhead of calls counts more than memory
 CHUNK = 2**17  # pixels of a batch that are augmented at once on the CPU: more leaves the cache, less costs calls
+CALIBRATION = 2**21  # pixels, at most, of a calibration: dense fields take 200 bytes each and more
 
 
 class Augmented(NamedTuple):
@@ -225,6 +228,25 @@ class Augmenter(nn.Module):
             draw = self._extend(draw, stage.generator(codes * masks[:, k]), strength)
         return draw
 
+    @contextmanager
+    def grown_to(self, level: float) -> Iterator[None]:
+        """While open, full-resolution fields (``fields="pixel"``) are no finer than 2 ** level points along a side.
+
+        For progressive growing: fields are averaged to as many points and interpolated back; between whole levels the
+        finer one is blended in, so that it grows without a jump. Control grids are as coarse as they are, and stay.
+
+        Args:
+            level: 0 or more; from log2 of the training size on all is as usual.
+        """
+        generators = [stage.generator for stage in self._stages() if self.config.fields == "pixel"]
+        try:
+            for generator in generators:
+                generator.level = level
+            yield
+        finally:
+            for generator in generators:
+                generator.level = math.inf
+
     def _stages(self) -> list[Stage]:
         return cast(list[Stage], list(self.stages))
 
@@ -284,7 +306,7 @@ class Augmenter(nn.Module):
         work: they stay small.
 
         Args:
-            images: (B, C, H, W) typical inputs; about a hundred suffice.
+            images: (B, C, H, W) typical inputs; about a hundred suffice. Of large ones the first are used, 32 or more.
             pixels: mean length of the difference of two flows, in units of 1/32 of the image side.
             color: mean absolute difference of two colour changes, in units of the range [0, 1] before normalisation.
             generator: for the masks.
@@ -301,24 +323,26 @@ class Augmenter(nn.Module):
         asked = {"pixels": pixels, "color": color}
         targets = {"pixels": pixels * self.config.size / 32, "color": color / std}
         before = copy.deepcopy(self.state_dict())
+        images = images[: max(32, CALIBRATION // self.config.size**2)]
         images = _resize(images, self.config.size).repeat(2, 1, 1, 1)
         masks = self.draw_masks(len(images), generator=generator, device=images.device)
         draw = Draw((self.config.size, self.config.size))
         for k, stage in enumerate(self._stages()):
-            codes = self._encode(stage, draw.apply(images)) * masks[:, k]
+            raw = stage.generator.raw(self._encode(stage, draw.apply(images)) * masks[:, k])
             last, center = cast(nn.ConvTranspose2d, stage.generator.deconvs[-1]), stage.generator.center
             parts = {"pixels": slice(0, 6)} if stage.generator.warp else {}
             parts |= {"color": slice(-12, None)} if stage.generator.color else {}
             for name, part in parts.items():
                 for _ in range(20):  # a fixed point: the spread grows with the scale, at first in proportion
-                    center.copy_(stage.generator.raw(codes).mean(0))
-                    drawn = self._extend(draw, stage.generator(codes))
-                    spread = _spread(drawn, images)[name]
+                    center.copy_(raw.mean(0))
+                    drawn = self._extend(draw, stage.generator.fields(raw))
+                    spread = _flow_spread(drawn) if name == "pixels" else _color_spread(drawn, images)
                     if abs(spread / targets[name] - 1) < 1e-3:
                         break
                     ratio = targets[name] / spread if spread > 0 else 1.0
-                    last.weight[:, part] *= ratio
-                    bias_of(last)[part] *= ratio
+                    # The last layer is linear: its raw fields need not be computed anew.
+                    for scaled in (last.weight[:, part], bias_of(last)[part], raw[:, part]):
+                        scaled *= ratio
                 else:
                     self.load_state_dict(before)
                     raise ValueError(
@@ -442,13 +466,13 @@ def _resize(images: Tensor, side: int) -> Tensor:
     return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
 
 
-def _spread(draw: Draw, images: Tensor) -> dict[str, float]:
-    """Mean difference between the first and the second half of the draws: of the flow (pixels) and of the colours."""
-    spread, flow = {}, draw.flow()
-    if flow is not None:
-        one, two = flow.chunk(2)
-        spread["pixels"] = float((one - two).norm(dim=1).mean())
-    if draw.coarse_color is not None:
-        one, two = draw.recolor(images).chunk(2)
-        spread["color"] = float((one - two).abs().mean())
-    return spread
+def _flow_spread(draw: Draw) -> float:
+    """Mean distance of the flows of the first and the second half of the draws, pixels."""
+    one, two = resize_field(cast(Tensor, draw.coarse_flow), draw.size).chunk(2)
+    return float((one - two).norm(dim=1).mean())
+
+
+def _color_spread(draw: Draw, images: Tensor) -> float:
+    """Mean difference of what the first and the second half of the draws make of the images' colours."""
+    one, two = draw.recolor(images).chunk(2)
+    return float((one - two).abs().mean())

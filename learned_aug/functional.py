@@ -221,15 +221,20 @@ def recolor_into(out: Tensor, images: Tensor, color: Tensor, scratch: Tensor) ->
         out: (B, 3, H, W), written.
         images: (B, 3, H, W), of the same dtype, like all here.
         color: (B, 12, h, w), c_w and c_b.
-        scratch: (B, 3, H, W), overwritten.
+        scratch: (B, 3, H, W), overwritten if the fields are coarser than the images.
     """
-    rows, columns = _interpolation(*color.shape[-2:], *images.shape[-2:], images.dtype, images.device)
-    coarse = color.to(images.dtype) @ columns
-    torch.matmul(rows, coarse[:, 9:], out=scratch)
-    torch.add(images, scratch, out=out)
+    color, size = color.to(images.dtype), images.shape[-2:]
+    dense = color.shape[-2:] == size
+    if not dense:
+        rows, columns = _interpolation(*color.shape[-2:], *size, images.dtype, images.device)
+        color = color @ columns
+
+    def filled(field: Tensor) -> Tensor:
+        return field if dense else torch.matmul(rows, field, out=scratch)
+
+    torch.add(images, filled(color[:, 9:]), out=out)
     for k in range(3):
-        torch.matmul(rows, coarse[:, k:9:3], out=scratch)
-        out.addcmul_(scratch, images[:, k : k + 1])
+        out.addcmul_(filled(color[:, k:9:3]), images[:, k : k + 1])
 
 
 def warp_mask(masks: Tensor, flow: Tensor) -> Tensor:

@@ -219,10 +219,14 @@ class Generator(nn.Module):
 
     `center`, the mean raw field that :meth:`Augmenter.calibrate_` measures, is subtracted so that an untrained G has no
     constant warp or colour cast.
+
+    `level` bounds how fine "pixel" fields are while they grow, see :meth:`Augmenter.grown_to`; it is no part of the
+    weights.
     """
 
     scale: Tensor
     center: Tensor
+    level: float = math.inf
 
     def __init__(self, config: AugmenterConfig, *, warp: bool, color: bool) -> None:
         super().__init__()
@@ -262,11 +266,27 @@ class Generator(nn.Module):
 
     def forward(self, codes: Tensor) -> Fields:
         """Codes (B, tau_dim), dropout applied, to fields (B, C, side, side), pooled (B, C, 2, 2); float32 at least."""
-        x = self.raw(codes)
-        x = at_least_float32(x) - self.center
+        return self.fields(self.raw(codes))
+
+    def fields(self, raw: Tensor) -> Fields:
+        """The second half of :meth:`forward`: what :meth:`raw` gave, centred, bounded and scaled."""
+        x = at_least_float32(raw) - self.center
         if self.config.fields == "grid":
             x = torch.tanh(x)
         x = x * self.scale
+        if self.level < math.log2(self.side):
+            x = self._grown(x)
         if self.config.pooled:
             x = x.mean(dim=(2, 3), keepdim=True).expand(-1, -1, 2, 2)  # the four corners of the image
         return Fields(x[:, :6] if self.warp else None, x[:, -12:] if self.color else None)
+
+    def _grown(self, fields: Tensor) -> Tensor:
+        """Fields no finer than 2 ** level points along a side; between whole levels a blend of both."""
+        whole = math.floor(self.level)
+
+        def coarse(points: int) -> Tensor:
+            if points >= self.side:
+                return fields
+            return F.interpolate(F.adaptive_avg_pool2d(fields, points), (self.side, self.side), mode="bilinear")
+
+        return torch.lerp(coarse(2**whole), coarse(2 ** (whole + 1)), self.level - whole)

@@ -350,3 +350,45 @@ def test_cpu_equals_gpu(form):
     seeds = [gpu(x.cuda(), generator=seeded()).cpu(), augmenter(x, generator=seeded())]
     torch.testing.assert_close(*seeds, atol=1e-4, rtol=1e-4)
     assert torch.equal(gpu(x.cuda(), strength=0.0).cpu(), x)
+
+
+@pytest.mark.parametrize("form", [{}, {"variant": "serial"}, {"pooled": True}], ids=str)
+def test_fields_grow_from_coarse_to_fine_without_a_jump(form):
+    augmenter = build(fields="pixel", **form)
+    x = images(4, augmenter.config)
+    masks = augmenter.draw_masks(4)
+    full = augmenter.augment(x, masks).flow
+
+    def flow(level):
+        with augmenter.grown_to(level):
+            return augmenter.augment(x, masks).flow
+
+    steps = [float((flow(level) - full).norm()) for level in (2, 2.5, 3, 4, 5)]
+    if not augmenter.config.pooled:
+        roughness = [float(flow(level).diff(n=2, dim=-1).square().mean()) for level in (2, 3, 4, 5)]
+        assert roughness == sorted(roughness)
+        assert steps == sorted(steps, reverse=True)
+        torch.testing.assert_close(flow(2.5), (flow(2) + flow(3)) / 2, atol=1e-4, rtol=0)
+        torch.testing.assert_close(flow(2 - 1e-6 + 1), flow(3), atol=1e-3, rtol=0)
+    assert torch.equal(flow(5), full)  # 32 points
+    assert torch.equal(augmenter.augment(x, masks).flow, full)  # as before
+
+
+def test_growth_ends_with_its_block_even_when_that_raises_and_leaves_control_grids_alone():
+    augmenter, grid = build(fields="pixel"), build()
+    x = images(2, grid.config)
+    masks = grid.draw_masks(2)
+    with grid.grown_to(2):
+        assert torch.equal(grid(x, masks), build()(x, masks))
+    with pytest.raises(KeyError), augmenter.grown_to(2):
+        raise KeyError
+    assert augmenter.stages[0].generator.level == float("inf")
+
+
+def test_calibration_of_large_images_uses_a_bounded_number_of_them(monkeypatch):
+    monkeypatch.setattr("learned_aug.augmenter.CALIBRATION", 33 * 32**2)
+    one, two = build(calibrated=False), build(calibrated=False)
+    x = images(40, one.config)
+    one.calibrate_(x, generator=seeded(1))
+    two.calibrate_(x[:33], generator=seeded(1))
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))

@@ -119,8 +119,9 @@ def test_recolor_is_a_matrix_per_pixel():
     torch.testing.assert_close(fn.recolor(x, weight, bias), expected)
 
 
-def test_recolor_into_equals_recolor_with_interpolated_fields():
-    x, color = images(2, 3, 9, 11), torch.randn(2, 12, 4, 4)
+@pytest.mark.parametrize("points", [(4, 4), (9, 11)])
+def test_recolor_into_equals_recolor_with_interpolated_fields(points):
+    x, color = images(2, 3, 9, 11), torch.randn(2, 12, *points)
     out = torch.empty_like(x)
     fn.recolor_into(out, x, color, torch.empty_like(x))
     dense = fn.resize_field(color, (9, 11))

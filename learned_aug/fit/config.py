@@ -42,11 +42,13 @@ class PretrainConfig:
     lr_feature: float = 1e-3  # Adam, feature discriminator, one Linear: slower, and G runs ahead of it
     feature_weight: float = 1.0  # of the feature-space loss beside the image-space loss (paper: both, weight unstated)
     diversity_weight: float = 1.0  # of the terms that keep draws apart and without a shared change
+    growth: float = 0.0  # share of the steps in which fields="pixel" grow from 4x4 points (paper: so, for ImageNet)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         _check_at_least(self, steps=0, batch_size=2, feature_weight=0, diversity_weight=0)
-        _check_at_least(self, lr=0, lr_image=0, lr_feature=0)
+        _check_at_least(self, lr=0, lr_image=0, lr_feature=0, growth=0)
+        _check_at_most_one(self, "growth")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -66,6 +67,30 @@ class FeatureDiscriminator(nn.Linear):
         super().__init__(features, 1)
 
 
+def growth_level(done: int, config: PretrainConfig, size: int) -> float:
+    """How fine the fields are at a step, for :meth:`learned_aug.Augmenter.grown_to`.
+
+    From 4x4 points to those of the training size, doubling: each level is held and then the next one blended in, for as
+    many steps (progressive growing, Karras et al. 2018). The last step is always at full resolution.
+
+    Args:
+        done: steps taken.
+        config: its `steps` and `growth`.
+        size: pixels.
+
+    Returns:
+        log2 of the points along a side; infinite once grown.
+    """
+    first, levels = 2, math.ceil(math.log2(size)) - 2
+    if levels * config.growth * config.steps <= 0:
+        return math.inf
+    at = levels * (done + 1) / (config.growth * config.steps)
+    if at >= levels:
+        return math.inf
+    whole = math.floor(at)
+    return first + whole + max(0.0, 2 * (at - whole) - 1)
+
+
 def pretrain(
     augmenter: Augmenter,
     tap: HeadTap,
@@ -81,6 +106,8 @@ def pretrain(
     Two terms of ours keep the draws diverse, since the GAN alone rewards any single plausible warp: a hinge holds two
     draws for one image as far apart as they are at the start (each source image is drawn twice in its batch), and the
     mean over the batch of flow and colour change, which all draws share, is drawn to 0.
+
+    With ``config.growth``, full-resolution fields grow from coarse to fine, see :func:`growth_level`.
 
     Args:
         augmenter: calibrated.
@@ -111,6 +138,11 @@ class Pretraining(Training):
         *,
         seed: int,
     ) -> None:
+        if config.growth and augmenter.config.fields != "pixel":
+            raise ValueError(
+                f'PretrainConfig.growth needs full-resolution fields, got fields="{augmenter.config.fields}", which do '
+                'not grow; use AugmenterConfig(fields="pixel"), or growth=0'
+            )
         self.tap, self.sources, self.reals, self.config, self.seed = tap, sources, reals, config, seed
         self.image_critic = ImageDiscriminator(augmenter.config.channels)
         self.feature_critic = FeatureDiscriminator(tap.head.in_features)
@@ -149,10 +181,14 @@ class Pretraining(Training):
         source = next(self.sources)[0][: (config.batch_size + 1) // 2 // world_size()]
         real = next(self.reals)[0][: config.batch_size // world_size()]
         masks = share_of_masks(augmenter, source, generator(self.seed, self.name, self.done), draws=2)
+        source = source.repeat(2, 1, 1, 1)
         with divergence_named("pretrain", REMEDY):
-            out = augmenter.augment(source.repeat(2, 1, 1, 1), masks)
-        spread = all_mean(draw_distance(out))
-        start = self.units.setdefault("spread", spread.detach())
+            if "spread" not in self.units:  # at full resolution
+                with torch.no_grad():
+                    self.units["spread"] = all_mean(draw_distance(augmenter.augment(source, masks)))
+            with augmenter.grown_to(growth_level(self.done, config, augmenter.config.size)):
+                out = augmenter.augment(source, masks)
+        spread, start = all_mean(draw_distance(out)), self.units["spread"]
 
         d_loss = ragan_d_loss(self.judge(real), self.judge(out.images.detach()))
         self.d_optimizer.zero_grad()
