@@ -1,8 +1,8 @@
 """Fit an augmenter to a classifier on folders of images, compare it, and write a report.
 
-DIR holds train/ and val/, each with a folder of images for each class; or, with --val 0.1, only train/, or
-the class folders themselves. The classifier is one of torchvision (resnet18) or of timm (timm:resnet18), trained on train/ with the
---baseline augmentation, and has never seen val/: its images are what the influence is computed for.
+DIR holds train/ and val/, each with a folder of images for each class; or, with --val 0.1, only train/, or the class
+folders themselves. The classifier is one of torchvision (resnet18) or of timm (timm:resnet18), trained on train/ with
+the --baseline augmentation, and has never seen val/: its images are what the influence is computed for.
 
   learned-aug fit --model resnet18 --weights resnet18.pt --data DIR --out my-aug --size 224
   learned-aug fit --model resnet18 --weights resnet18.pt --data DIR --out my-aug --workers 8 --amp \\
@@ -11,8 +11,10 @@ the class folders themselves. The classifier is one of torchvision (resnet18) or
 
 With --train-steps N the classifier is trained first if there are no --weights. If DIR holds test/, fresh classifiers
 are then trained with the baseline alone, with the untrained control and with the fitted augmenter, and compared there:
-one run of each, which shows the path and proves nothing. OUT gets augmenter/ (weights, model card, pictures: what from_pretrained and `learned-aug push` take),
-curves.png, fit.json (all figures, settings and versions), and classifier.safetensors if it was trained here.
+one run of each, which shows the path and proves nothing.
+
+OUT gets augmenter/ (weights, model card, pictures: what from_pretrained and `learned-aug push` take), curves.png,
+fit.json (all figures, settings and versions), and classifier.safetensors if it was trained here.
 """
 
 from __future__ import annotations
