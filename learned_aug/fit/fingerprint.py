@@ -17,7 +17,7 @@ from learned_aug.fit.ihvp import Solver
 from learned_aug.fit.rng import forked
 from learned_aug.fit.stream import Stream
 
-__all__ = ["fingerprint"]
+__all__ = ["digest_of", "fingerprint"]
 
 GLANCE = 16  # images of a data set that stand for all of them
 
@@ -51,8 +51,13 @@ def fingerprint(
                 with forked() as reseed:
                     drawn = apply_baseline(baseline, images, name, lambda k: reseed(seed, "glance", k))
                 out["baseline (digest of some images)"] = digest(drawn)
-    out["model (digest of its state)"] = digest(*model.state_dict().values())
+    out["model (digest of its state)"] = digest_of(model)
     return out
+
+
+def digest_of(model: nn.Module) -> str:
+    """Of its parameters and buffers."""
+    return digest(*(value for value in model.state_dict().values() if isinstance(value, Tensor)))
 
 
 def _fields(name: str, value: Any) -> dict[str, str]:

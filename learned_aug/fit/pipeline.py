@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from learned_aug.augmenter import Augmenter
-from learned_aug.fit.checkpoint import Checkpoint, digest
+from learned_aug.fit.checkpoint import Checkpoint
 from learned_aug.fit.config import FitConfig
 from learned_aug.fit.data import Data, hold_out
 from learned_aug.fit.events import Event, OnEvent, ProgressBars
-from learned_aug.fit.fingerprint import fingerprint
+from learned_aug.fit.fingerprint import digest_of, fingerprint
 from learned_aug.fit.head import borrowed, find_head, unwrap
 from learned_aug.fit.ihvp import Solution
 from learned_aug.fit.parallel import all_sum_, broadcast_, rank, world_size
@@ -97,8 +97,9 @@ def fit(
         model: a trained classifier that ends in an nn.Linear and returns its logits. It comes back bit-identical:
             parameters, buffers, mode, requires_grad and hooks, also when fit raises.
         train: what the model was trained on: a Dataset of (image, label), image a floating tensor (C, H, W), or a
-            DataLoader of such batches, which keeps its own batch size, order and workers in all stages. Samples that
-            are dicts are read by "image", "img" or "pixel_values" and "label" or "labels".
+            DataLoader of such batches, which keeps its own batch size, order and workers in all stages (a Dataset is
+            read in this process: give a loader where reading takes time). Samples that are dicts are read by "image",
+            "img" or "pixel_values" and "label" or "labels".
         val: the hyper-validation set, of the same kind, about 1,000 images or more; not augmented, not in `train`, and
             never the test set that you report. Or a share of `train` to hold out for it, such as 0.1, at random and
             from all classes alike; the model should then not have been trained on these images.
@@ -234,7 +235,7 @@ def _check_shares(config: FitConfig, train: Data, val: Data) -> None:
 def _check_same_model(model: nn.Module, device: torch.device) -> None:
     """Refuse to go on with models that differ between processes."""
     if world_size() > 1:
-        own = torch.tensor(int(digest(*model.state_dict().values()), 16), device=device)
+        own = torch.tensor(int(digest_of(model), 16), device=device)
         first = own.clone()
         broadcast_(first)
         if others := int(all_sum_((own != first).long())):

@@ -1,0 +1,160 @@
+"""A fit in two processes against one: how well the results agree, and what the second process brings.
+
+    python benchmarks/fit/distributed.py
+
+The packaged digits, an all-convolutional classifier, one thread for each process, gloo on the CPU; the same settings,
+so the same global batches. Rounds of one and of two processes alternate; times are medians over them, of each stage and
+of the whole call, without starting processes. Efficiency is the time of one process over twice that of two. CPU seconds
+are the sum over processes, which other programs on the machine disturb less than the time. About five minutes.
+
+Rounding alone moves a fit apart, faster the longer it is: the slope of a LeakyReLU jumps at 0, and where pixels are
+equal, as in a background, many jump at once. So the agreement is given for several numbers of steps, each beside a
+control: one process against itself with gradients changed by a relative 1e-7, the rounding of float32.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torchvision.transforms import v2
+
+from learned_aug.demo import all_conv, digits
+from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig, RetrainConfig, fit, retrain
+
+RESULTS = Path(__file__).parent / "results" / "distributed.json"
+STAGES = ("train features", "val features", "refit", "ihvp", "pretrain", "maximize")
+
+
+def add_noise(module):
+    """Change all gradients of a stage by a relative 1e-7."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(parameters):
+        for p in parameters:
+            p.grad.mul_(1 + 1e-7 * torch.randn(p.shape, generator=generator))
+
+    module.average_gradients_ = noise
+
+
+def run(state, steps, noisy=False):
+    """Weights, s_val, seconds of each stage and CPU seconds of a fit."""
+    torch.set_num_threads(1)
+    if noisy:
+        for stage in ("gan", "maximize"):
+            add_noise(importlib.import_module(f"learned_aug.fit.{stage}"))
+    model = all_conv(width=32)
+    model.load_state_dict(state)
+    data = digits()
+    config = FitConfig(
+        pretrain=PretrainConfig(steps=steps, batch_size=128), maximize=MaximizeConfig(steps=steps, batch_size=128)
+    )
+    ends = {}
+    begin, cpu = time.perf_counter(), time.process_time()
+    result = fit(
+        model,
+        data["train"],
+        data["val"],
+        baseline=v2.RandomCrop(28, padding=2),
+        config=config,
+        progress=False,
+        on_event=lambda event: ends.__setitem__(event.stage, time.perf_counter()),
+    )
+    seconds = {"all": time.perf_counter() - begin, "cpu": time.process_time() - cpu}
+    for stage in STAGES:
+        if stage in ends:
+            seconds[stage] = ends[stage] - begin
+            begin = ends[stage]
+    names = ("untrained", "pretrained", "augmenter")
+    tensors = {name: torch.cat([p.flatten() for p in getattr(result, name).parameters()]) for name in names}
+    return {**tensors, "s_val": result.solution.value, "seconds": seconds}
+
+
+def worker(rank, count, folder, *args):
+    store = (Path(folder) / "rendezvous").as_uri()
+    dist.init_process_group("gloo", store, timedelta(seconds=300), rank=rank, world_size=count)
+    torch.save(run(*args), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def together(count, *args):
+    """What each of `count` processes returns."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(worker, (count, folder, *args), count)
+        return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(count)]
+
+
+def apart(two, one):
+    """Relative differences; of the fitted augmenter also of what it moved from its start."""
+    gaps = {name: two[name] - one[name] for name in ("pretrained", "augmenter", "s_val")}
+    out = {name: float(gap.norm() / one[name].norm()) for name, gap in gaps.items()}
+    moved = float(gaps["augmenter"].norm() / (one["augmenter"] - one["untrained"]).norm())
+    return {**out, "augmenter, of what it moved": moved}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20, help="of stages 1 and 3 each")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = all_conv(width=32)
+    retrain(model, digits()["train"], RetrainConfig(steps=100), generator=torch.Generator().manual_seed(0))
+    state = model.state_dict()
+
+    rounds = []
+    for k in range(args.rounds):
+        rounds.append((together(1, state, args.steps)[0], together(2, state, args.steps)))
+        print(k, [f"{part['seconds']['all']:.1f} s" for part in (rounds[-1][0], *rounds[-1][1])], flush=True)
+
+    agreement = {}
+    for steps in (5, 10, args.steps):
+        one, two = (together(count, state, steps)[0] for count in (1, 2))
+        control = together(1, state, steps, True)[0]
+        agreement[f"{steps} steps of each stage"] = {
+            "two processes": apart(two, one),
+            "control, one process with noise": apart(control, one),
+        }
+        print(steps, agreement[f"{steps} steps of each stage"], flush=True)
+
+    times = {}
+    for stage in ("all", "cpu", *STAGES):
+        alone = statistics.median(r[0]["seconds"][stage] for r in rounds if stage in r[0]["seconds"])
+        merge = sum if stage == "cpu" else max
+        shared = statistics.median(
+            merge([part["seconds"][stage] for part in r[1] if stage in part["seconds"]]) for r in rounds
+        )
+        times[stage] = {"one": round(alone, 3), "two": round(shared, 3)}
+        times[stage] |= {"ratio": round(shared / alone, 3)} if stage == "cpu" else {}
+        times[stage] |= {"efficiency": round(alone / shared / 2, 3)} if stage != "cpu" else {}
+    figures = {
+        "command": " ".join(["python", *sys.argv]),
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "device": f"cpu, 1 thread for each process, {os.cpu_count()} cores, {platform.machine()}",
+        "load_average": os.getloadavg(),
+        "rounds": args.rounds,
+        "relative_difference_from_one_process": agreement,
+        "processes_equal_to_the_last_bit": all(
+            torch.equal(r[1][0][name], r[1][1][name]) for r in rounds for name in r[0] if name != "seconds"
+        ),
+        "seconds": times,
+    }
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    args.results.write_text(json.dumps(figures, indent=1) + "\n")
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
