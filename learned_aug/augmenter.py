@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from learned_aug import hub, registry, weights
 from learned_aug.card import CardFacts, render
 from learned_aug.functional import at_least_float32, flow_field, recolor, recolor_into, resize_field, smooth, warp
-from learned_aug.nets import AugmenterConfig, Encoder, Fields, Generator, bias_of, initialise
+from learned_aug.nets import AugmenterConfig, Code, Encoder, Fields, Generator, bias_of, initialise
 from learned_aug.weights import WeightsError
 
-__all__ = ["Augmented", "Augmenter", "Draw"]
+__all__ = ["Augmented", "Augmenter", "Draw", "Trace"]
 
 SMALL = 2**14  # pixels of a batch below which the overhead of calls counts more than memory
 CHUNK = 2**17  # pixels of a batch that are augmented at once on the CPU: more leaves the cache, less costs calls
@@ -102,6 +102,16 @@ class Draw(NamedTuple):
         return recolor(images, color[:, :9], color[:, 9:])
 
 
+class Trace(NamedTuple):
+    """A draw, and what it came from: :meth:`Augmenter.trace` makes it."""
+
+    draw: Draw
+    masks: Tensor
+    """(B, stages, tau_dim), of the dropout: 0 or 1 / (1 - p)."""
+    logits: Tensor | None
+    """(B, stages, tau_dim), what E added to those of keeping each unit; None for ``dropout="fixed"``."""
+
+
 class Stage(nn.Module):
     """One encoder with its generator."""
 
@@ -140,10 +150,13 @@ class Augmenter(nn.Module):
         """Where the networks are."""
         return cast(Stage, self.stages[0]).generator.scale.device
 
-    def draw_masks(
+    def draw_noise(
         self, batch: int, *, generator: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Tensor:
-        """Dropout masks for tau, (batch, stages, tau_dim): 0 or 1 / (1 - p). Independent of ``training``.
+        """What makes draws differ, uniform in [0, 1), (batch, stages, tau_dim). Independent of ``training``.
+
+        A unit of tau is kept where its noise is below its probability of being kept: 1 - p for fixed dropout, what E
+        gives for the image for a learned one. Equal noise gives the corresponding draw on another image.
 
         Args:
             batch: number of samples.
@@ -151,17 +164,16 @@ class Augmenter(nn.Module):
             device: of the result; by default that of the parameters.
         """
         device = self.device if device is None else device
-        keep = 1 - self.config.tau_dropout
         shape = (batch, len(self.config.stages), self.config.tau_dim)
-        # Drawn where the generator lives, so that a CPU generator gives the same masks on every device.
+        # Drawn where the generator lives, so that a CPU generator gives the same noise on every device.
         source = device if generator is None else generator.device
-        masks = torch.empty(shape, device=source).bernoulli_(keep, generator=generator).div_(keep)
-        return masks if source == device else masks.to(device)
+        noise = torch.rand(shape, device=source, generator=generator)
+        return noise if source == device else noise.to(device)
 
     def forward(
         self,
         images: Tensor,
-        masks: Tensor | None = None,
+        noise: Tensor | None = None,
         *,
         strength: float | Tensor = 1.0,
         generator: torch.Generator | None = None,
@@ -170,9 +182,9 @@ class Augmenter(nn.Module):
 
         Args:
             images: (B, C, H, W), floating.
-            masks: from :meth:`draw_masks`, to repeat a draw; by default fresh ones.
+            noise: from :meth:`draw_noise`, to repeat a draw; by default fresh.
             strength: scales all fields, a number or one per sample (B,); 0 gives the images back.
-            generator: for the fresh masks.
+            generator: for fresh noise.
 
         Returns:
             (B, C, H, W), a new tensor in the dtype of `images`.
@@ -181,18 +193,18 @@ class Augmenter(nn.Module):
             TypeError: if `images` is not a floating tensor.
             ValueError: if its shape does not fit, or (checked on the CPU only) it holds NaN or infinity.
         """
-        return self.draw(images, masks, strength=strength, generator=generator).apply(images)
+        return self.draw(images, noise, strength=strength, generator=generator).apply(images)
 
     def augment(
         self,
         images: Tensor,
-        masks: Tensor | None = None,
+        noise: Tensor | None = None,
         *,
         strength: float | Tensor = 1.0,
         generator: torch.Generator | None = None,
     ) -> Augmented:
         """As :meth:`forward`, and also the flow and the colour change."""
-        draw = self.draw(images, masks, strength=strength, generator=generator)
+        draw = self.draw(images, noise, strength=strength, generator=generator)
         warped = draw.warp(images)
         out = draw.recolor(warped)
         flow = draw.flow()
@@ -203,19 +215,38 @@ class Augmenter(nn.Module):
     def draw(
         self,
         images: Tensor,
-        masks: Tensor | None = None,
+        noise: Tensor | None = None,
         *,
         strength: float | Tensor = 1.0,
         generator: torch.Generator | None = None,
     ) -> Draw:
         """The fields that :meth:`forward` applies, with the same arguments and errors."""
+        if noise is None:
+            self._check(images)
+            noise = self.draw_noise(images.shape[0], generator=generator, device=images.device)
+        return self.trace(images, noise, strength=strength).draw
+
+    def trace(
+        self,
+        images: Tensor,
+        noise: Tensor | None = None,
+        *,
+        masks: Tensor | None = None,
+        strength: float | Tensor = 1.0,
+    ) -> Trace:
+        """As :meth:`draw`, with what is between an image and its fields.
+
+        Args:
+            images: (B, C, H, W), floating.
+            noise: from :meth:`draw_noise`; or
+            masks: (B, stages, tau_dim), what tau is multiplied with; differentiable.
+            strength: as of :meth:`forward`.
+        """
         self._check(images)
-        if masks is None:
-            masks = self.draw_masks(images.shape[0], generator=generator, device=images.device)
-        elif masks.shape != (expected := (len(images), len(self.stages), self.config.tau_dim)):
-            raise ValueError(
-                f"masks must be (B, stages, tau_dim) = {expected}, got {tuple(masks.shape)}; use draw_masks"
-            )
+        given = noise if masks is None else masks
+        if given is None or given.shape != (expected := (len(images), len(self.stages), self.config.tau_dim)):
+            got = None if given is None else tuple(given.shape)
+            raise ValueError(f"noise must be (B, stages, tau_dim) = {expected}, got {got}; use draw_noise")
         if isinstance(strength, Tensor) and strength.ndim:
             if strength.shape != images.shape[:1]:
                 raise ValueError(
@@ -223,10 +254,23 @@ class Augmenter(nn.Module):
                 )
             strength = strength[:, None, None, None]
         draw = Draw((images.shape[-2], images.shape[-1]))
+        used: list[Tensor] = []
+        logits: list[Tensor] = []
         for k, stage in enumerate(self._stages()):
-            codes = self._encode(stage, images if k == 0 else draw.apply(images))
-            draw = self._extend(draw, stage.generator(codes * masks[:, k]), strength)
-        return draw
+            code = self._encode(stage, images if k == 0 else draw.apply(images))
+            mask = self._strike(given[:, k], code.keep).to(code.tau.dtype) if masks is None else given[:, k]
+            draw = self._extend(draw, stage.generator(code.tau * mask), strength)
+            used.append(mask)
+            if code.keep is not None:
+                logits.append(code.keep)
+        return Trace(draw, torch.stack(used, 1), torch.stack(logits, 1) if logits else None)
+
+    def _strike(self, noise: Tensor, logits: Tensor | None) -> Tensor:
+        """Masks (B, tau_dim) of dropout: 0 or 1 / (1 - p)."""
+        prior = 1 - self.config.tau_dropout
+        if logits is None or prior == 1:
+            return (noise < prior) / prior
+        return (noise < torch.sigmoid(logits + math.log(prior / (1 - prior)))) / prior
 
     @contextmanager
     def grown_to(self, level: float) -> Iterator[None]:
@@ -250,18 +294,19 @@ class Augmenter(nn.Module):
     def _stages(self) -> list[Stage]:
         return cast(list[Stage], list(self.stages))
 
-    def _encode(self, stage: Stage, images: Tensor) -> Tensor:
-        """Codes (B, tau_dim) of images of any size, dropout not yet applied."""
+    def _encode(self, stage: Stage, images: Tensor) -> Code:
+        """Codes of images of any size."""
         side = self.config.encoder_side
-        codes: Tensor = stage.encoder(_resize(images.to(stage.generator.scale.dtype), side))
+        code: Code = stage.encoder(_resize(images.to(stage.generator.scale.dtype), side))
         # The codes see every pixel, and are cheap to look through. On a GPU that would stall the stream.
-        if codes.device.type == "cpu" and not torch.compiler.is_compiling() and not math.isfinite(codes.detach().sum()):
-            index = int(codes.isfinite().all(1).logical_not().long().argmax())
+        tau = code.tau.detach()
+        if tau.device.type == "cpu" and not torch.compiler.is_compiling() and not math.isfinite(tau.sum()):
+            index = int(tau.isfinite().all(1).logical_not().long().argmax())
             raise ValueError(
                 f"images must be finite and of ordinary size, got NaN, infinity or overflow, first in sample {index}; "
                 "check its source"
             )
-        return codes
+        return code
 
     def _extend(self, draw: Draw, fields: Fields, strength: float | Tensor = 1.0) -> Draw:
         """Add what one stage's fields, in pixels of the training size, do to images of the draw's size."""
@@ -301,15 +346,15 @@ class Augmenter(nn.Module):
     ) -> Augmenter:
         """Scale the last layer of G to a stated strength, and centre its fields.
 
-        Afterwards the flows of two masks of one image differ by `pixels` on average over images and positions, and the
-        raw fields have mean zero over images and masks: no constant warp. Starting from small weights instead does not
+        Afterwards the flows of two draws for one image differ by `pixels` on average over images and positions, and the
+        raw fields have mean zero over images and draws: no constant warp. Starting from small weights instead does not
         work: they stay small.
 
         Args:
             images: (B, C, H, W) typical inputs; about a hundred suffice. Of large ones the first are used, 32 or more.
             pixels: mean length of the difference of two flows, in units of 1/32 of the image side.
             color: mean absolute difference of two colour changes, in units of the range [0, 1] before normalisation.
-            generator: for the masks.
+            generator: for the noise.
 
         Returns:
             self.
@@ -325,10 +370,11 @@ class Augmenter(nn.Module):
         before = copy.deepcopy(self.state_dict())
         images = images[: max(32, CALIBRATION // self.config.size**2)]
         images = _resize(images, self.config.size).repeat(2, 1, 1, 1)
-        masks = self.draw_masks(len(images), generator=generator, device=images.device)
+        noise = self.draw_noise(len(images), generator=generator, device=images.device)
         draw = Draw((self.config.size, self.config.size))
         for k, stage in enumerate(self._stages()):
-            raw = stage.generator.raw(self._encode(stage, draw.apply(images)) * masks[:, k])
+            code = self._encode(stage, draw.apply(images))
+            raw = stage.generator.raw(code.tau * self._strike(noise[:, k], code.keep))
             last, center = cast(nn.ConvTranspose2d, stage.generator.deconvs[-1]), stage.generator.center
             parts = {"pixels": slice(0, 6)} if stage.generator.warp else {}
             parts |= {"color": slice(-12, None)} if stage.generator.color else {}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from learned_aug.functional import at_least_float32
 
-__all__ = ["AugmenterConfig", "Encoder", "Fields", "Generator"]
+__all__ = ["AugmenterConfig", "Code", "Encoder", "Fields", "Generator"]
 
 CONFIG_VERSION = 1
 # Depths of the paper for MNIST, CIFAR and ImageNet.
@@ -42,6 +42,9 @@ class AugmenterConfig:
             to one pixel.
         tau_dim: length of the code tau (paper: 128).
         tau_dropout: share of tau struck for each draw, the only source of randomness (paper: .5).
+        dropout: "fixed", each unit of tau is kept with probability 1 - `tau_dropout` (paper); or "learned", E also
+            gives the logits of keeping each unit, for each image, which :func:`learned_aug.fit` learns (ours). They
+            start at those of "fixed".
         width: channels of E's first layer; doubled by each layer, at most `tau_dim` (paper: unstated).
         fields: "pixel", the paper's full-resolution fields with 4x4 pooling; or "grid", fields on
             `control_points` x `control_points` points, bounded by tanh and interpolated: smooth by construction, cheap.
@@ -60,6 +63,7 @@ class AugmenterConfig:
     layers: int | None = None
     tau_dim: int = 128
     tau_dropout: float = 0.5
+    dropout: Literal["fixed", "learned"] = "learned"
     width: int = 8
     fields: Literal["grid", "pixel"] = "grid"
     control_points: int = 4
@@ -77,7 +81,13 @@ class AugmenterConfig:
         _check_int("layers", self.depth, 1)
         if not 0.0 <= self.tau_dropout < 1.0:
             raise ValueError(f"tau_dropout must be in [0, 1), got {self.tau_dropout}")
-        for name, allowed in (("fields", ("grid", "pixel")), ("variant", get_args(Variant)), ("pooled", (True, False))):
+        choices = {
+            "dropout": ("fixed", "learned"),
+            "fields": ("grid", "pixel"),
+            "variant": get_args(Variant),
+            "pooled": (True, False),
+        }
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         if self.channels != 3 and self.variant in ("serial", "appearance"):
@@ -152,7 +162,7 @@ class AugmenterConfig:
 
 
 def initialise(module: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Weights of E and G that keep the variance through LeakyReLU, zero biases.
+    """Weights of E and G that keep the variance through LeakyReLU, zero biases; nothing learned about dropout.
 
     torch's default shrinks the signal, and then tau no longer depends on the image.
     """
@@ -164,6 +174,11 @@ def initialise(module: nn.Module, generator: torch.Generator | None = None) -> N
                 taps = taps // math.prod(layer.stride) if layer.padding != (0, 0) else 1
             nn.init.normal_(layer.weight, 0, gain / math.sqrt(layer.in_channels * taps), generator=generator)
             nn.init.zeros_(layer.bias)
+        elif isinstance(layer, Encoder) and layer.keep is not None:
+            first, last = cast(list[nn.Linear], list(layer.keep))
+            nn.init.normal_(first.weight, 0, gain / math.sqrt(first.in_features), generator=generator)
+            for values in (first.bias, last.weight, last.bias):
+                nn.init.zeros_(values)
 
 
 def bias_of(layer: nn.ConvTranspose2d) -> Tensor:
@@ -185,11 +200,24 @@ class Fields(NamedTuple):
     """12 channels: c_w as row-major 3x3, dimensionless; then c_b, units of the images."""
 
 
+class Code(NamedTuple):
+    """What E makes of an image."""
+
+    tau: Tensor
+    """(B, tau_dim), dropout not yet applied."""
+    keep: Tensor | None
+    """(B, tau_dim), what is added to the logit of keeping each unit; None for ``dropout="fixed"``."""
+
+
 class Encoder(nn.Module):
     """E: stride-2 3x3 convolutions with LeakyReLU .2, then the mean over what is left of the image.
 
     Each image is standardised first, which makes tau independent of the value range. There is no normalisation layer:
     a sample's code must not depend on its batch.
+
+    With ``dropout="learned"`` two linear layers read the map before the last two convolutions, which still shows where
+    things are, and give the logits of keeping the units of tau; 0 at the start. (Adaptive dropout: Ba and Frey,
+    "Standout", NeurIPS 2013.)
     """
 
     def __init__(self, config: AugmenterConfig) -> None:
@@ -197,17 +225,36 @@ class Encoder(nn.Module):
         hidden = [min(config.width * 2**k, config.tau_dim) for k in range(config.depth - 1)]
         channels = [config.channels, *hidden, config.tau_dim]
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(channels))
+        self.keep: nn.ModuleList | None = None
+        self.seen_by_keep = max(0, config.depth - 2)
+        if config.dropout == "learned":
+            side = math.ceil(config.encoder_side / 2**self.seen_by_keep)
+            seen = channels[self.seen_by_keep] * side**2
+            self.keep = nn.ModuleList([nn.Linear(seen, config.tau_dim), nn.Linear(config.tau_dim, config.tau_dim)])
         self.to(memory_format=torch.channels_last)  # faster on every device, five times for one image on a CPU
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, S, S) to codes (B, tau_dim)."""
+    def forward(self, images: Tensor) -> Code:
+        """Images (B, C, S, S) to their codes."""
         x = images.permute(0, 2, 3, 1).contiguous()  # channels last, in which order the mean is the same
         x = F.layer_norm(x, x.shape[1:], eps=1e-6).permute(0, 3, 1, 2)
         *convs, last = cast(list[nn.Conv2d], list(self.convs))
-        for conv in convs:  # not called as modules, which for one image takes a quarter of the time
+        keep = None
+        for k, conv in enumerate(convs):  # not called as modules, which for one image takes a quarter of the time
+            if k == self.seen_by_keep:
+                keep = self._keep(x)
             x = F.leaky_relu(F.conv2d(x, conv.weight, conv.bias, 2, 1), SLOPE, inplace=True)
+        if not convs:
+            keep = self._keep(x)
         x = F.conv2d(x, last.weight, last.bias, 2, 1)
-        return x.flatten(1) if x.shape[2:] == (1, 1) else x.mean(dim=(2, 3))
+        return Code(x.flatten(1) if x.shape[2:] == (1, 1) else x.mean(dim=(2, 3)), keep)
+
+    def _keep(self, x: Tensor) -> Tensor | None:
+        """The logits of keeping, (B, tau_dim), of a map."""
+        if self.keep is None:
+            return None
+        first, last = cast(list[nn.Linear], list(self.keep))
+        x = F.leaky_relu(F.linear(x.permute(0, 2, 3, 1).flatten(1), first.weight, first.bias), SLOPE)
+        return F.linear(x, last.weight, last.bias)
 
 
 class Generator(nn.Module):

@@ -120,11 +120,11 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         side = self.augmenter.config.size
         augment = self._compiled if self._compiled and image.size == (side, side) else self._augment_pixels
         pixels = self._pixels(image)[None]
-        return _to_pil(augment(pixels, self.augmenter.draw_masks(1, device=pixels.device))[0])
+        return _to_pil(augment(pixels, self.augmenter.draw_noise(1, device=pixels.device))[0])
 
-    def _augment_pixels(self, pixels: Tensor, masks: Tensor) -> Tensor:
+    def _augment_pixels(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """Augment a batch of uint8."""
-        out = self.augmenter(self._normalize(_unit(pixels)), masks, strength=self.strength)
+        out = self.augmenter(self._normalize(_unit(pixels)), noise, strength=self.strength)
         # Channels last, as PIL wants them, in the same pass.
         return _cast_unit(self._denormalize(out), torch.uint8, memory_format=torch.channels_last)
 
@@ -137,12 +137,12 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         config = self.augmenter.config
         self._compiled = torch.compile(self._augment_pixels, fullgraph=True, dynamic=False)
         pixels = torch.zeros(1, config.size, config.size, config.channels, dtype=torch.uint8).permute(0, 3, 1, 2)
-        masks = torch.ones(1, len(config.stages), config.tau_dim)
+        noise = torch.ones(1, len(config.stages), config.tau_dim)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as many as a worker has
         try:
             with torch.inference_mode():
-                self._compiled(pixels, masks)
+                self._compiled(pixels, noise)
         finally:
             torch.set_num_threads(threads)
 

@@ -43,21 +43,21 @@ def diversity_grid(
     side: int = 64,
     generator: torch.Generator | None = None,
 ) -> PIL.Image.Image:
-    """Rows are images, columns are dropout masks, the same in each row; the first column is the original (Fig. 3).
+    """Rows are images, columns are draws, of the same noise in each row; the first column is the original (Fig. 3).
 
     Args:
         augmenter: whose ``config.mean`` and ``config.std`` bring the images back to [0, 1].
         images: (B, C, H, W), C 1 or 3, in the value range of the augmenter.
         draws: columns after the first.
         side: of each cell, pixels.
-        generator: for the masks.
+        generator: for the noise.
 
     Raises:
         ValueError: if the images have another shape.
     """
     _check_shown(images, "(B, 1, H, W) or (B, 3, H, W)", 4)
-    masks = augmenter.draw_masks(draws, generator=generator, device=images.device)
-    columns = [images, *(augmenter(images, mask.expand(len(images), -1, -1)) for mask in masks)]
+    noise = augmenter.draw_noise(draws, generator=generator, device=images.device)
+    columns = [images, *(augmenter(images, part.expand(len(images), -1, -1)) for part in noise)]
     cells = _cells(torch.stack(columns, dim=1).flatten(0, 1), augmenter, side)
     return _grid(cells, draws + 1)
 
@@ -66,7 +66,7 @@ def diversity_grid(
 def tau_traversal(
     augmenter: Augmenter,
     image: Tensor,
-    masks: Tensor | None = None,
+    noise: Tensor | None = None,
     *,
     steps: int = 10,
     side: int = 64,
@@ -82,10 +82,10 @@ def tau_traversal(
     Args:
         augmenter: see :func:`diversity_grid`.
         image: (C, H, W), C 1 or 3, in the value range of the augmenter.
-        masks: (2, stages, tau_dim), both ends; by default drawn.
+        noise: of both ends, from ``augmenter.draw_noise(2)``; by default drawn.
         steps: columns, 2 or more.
         side: of each cell, pixels; 48 or more, for the labels.
-        generator: for the masks.
+        generator: for the noise.
 
     Raises:
         ValueError: if the image has another shape, or `steps` or `side` is too small.
@@ -95,10 +95,12 @@ def tau_traversal(
         raise ValueError(f"steps must be 2 or more, one for each end, got {steps}")
     if side < 3 * LINE + 6:
         raise ValueError(f"side must be {3 * LINE + 6} pixels or more, got {side}: the labels need them")
-    one, two = augmenter.draw_masks(2, generator=generator, device=image.device) if masks is None else masks
+    if noise is None:
+        noise = augmenter.draw_noise(2, generator=generator, device=image.device)
+    one, two = augmenter.trace(image.expand(2, -1, -1, -1), noise).masks
     way = torch.linspace(0, 1, steps, device=image.device)[:, None, None]
     images = image.expand(steps, -1, -1, -1)
-    draw = augmenter.draw(images, torch.lerp(one, two, way))
+    draw = augmenter.trace(images, masks=torch.lerp(one, two, way)).draw
     warped = draw.warp(images)
     final = draw.recolor(warped)
     rows = [("image", _cells(images, augmenter, side))]
@@ -201,7 +203,7 @@ def corrected_samples(
 
 
 def fit_curves(history: Sequence[Event]) -> Figure:
-    """One panel for each metric of each stage of a fit, against its steps.
+    """One panel for each metric of each stage of a fit, against its steps; bold is the mean over a tenth of them.
 
     Args:
         history: of a :class:`~learned_aug.fit.FitResult`.
@@ -222,8 +224,15 @@ def fit_curves(history: Sequence[Event]) -> Figure:
     figure = _figure("fit_curves", 3.4 * columns, 2.2 * rows)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, (name, points) in zip(axes, curves.items(), strict=False):
-        axis.plot(*zip(*points, strict=True), linewidth=1)
+        steps, values = zip(*points, strict=True)
+        window = max(1, len(points) // 10)
+        axis.plot(steps, values, linewidth=1, color="C0", alpha=0.4 if window > 1 else 1)
+        if window > 1:
+            means = torch.tensor(values, dtype=torch.float64).unfold(0, window, 1).mean(1)
+            axis.plot(steps[window - 1 :], means, linewidth=1.5, color="C0")
         axis.set_title(name, fontsize=9)
+        axis.ticklabel_format(axis="y", scilimits=(-3, 4))
+        axis.yaxis.get_offset_text().set_fontsize(7)
         axis.tick_params(labelsize=7)
         axis.set_xlabel("step", fontsize=7)
     for axis in axes[len(curves) :]:

@@ -24,6 +24,8 @@ FORMS = [
     {"channels": 5, "fields": "pixel"},
     {"mean": (0.5, 0.4, 0.3), "std": (0.25, 0.2, 0.3)},
     {"tau_dropout": 0.2, "control_points": 7, "size": 28},
+    {"dropout": "fixed"},
+    {"dropout": "fixed", "fields": "pixel", "variant": "serial"},
 ]
 
 
@@ -55,10 +57,10 @@ def augmenter(request):
 
 def test_a_draw_changes_the_image_and_reports_how(augmenter):
     x = images(6, augmenter.config, seed=3)
-    masks = augmenter.draw_masks(6, generator=seeded(2))
-    out = augmenter.augment(x, masks)
+    noise = augmenter.draw_noise(6, generator=seeded(2))
+    out = augmenter.augment(x, noise)
     assert (out.images - x).abs().mean() > 1e-3
-    torch.testing.assert_close(out.images, augmenter(x, masks), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.images, augmenter(x, noise), atol=1e-5, rtol=0)
     variant, channels = augmenter.config.variant, augmenter.config.channels
     assert (out.flow.abs().max() > 0.1) == (variant != "appearance")
     assert (out.delta.abs().max() > 0.01) == (channels == 3 and variant != "spatial")
@@ -74,18 +76,18 @@ def test_strength_zero_is_the_identity_to_the_last_bit(augmenter, size, strength
 def test_strength_scales_the_flow_per_sample():
     augmenter = build(variant="spatial")
     x = images(3, augmenter.config)
-    masks = augmenter.draw_masks(3)
-    full = augmenter.augment(x, masks).flow
-    scaled = augmenter.augment(x, masks, strength=torch.tensor([0.0, 0.5, 2.0])).flow
+    noise = augmenter.draw_noise(3)
+    full = augmenter.augment(x, noise).flow
+    scaled = augmenter.augment(x, noise, strength=torch.tensor([0.0, 0.5, 2.0])).flow
     torch.testing.assert_close(scaled, full * torch.tensor([0.0, 0.5, 2.0])[:, None, None, None])
 
 
 def test_batched_equals_unbatched(augmenter):
     x = images(5, augmenter.config, (40, 27))
-    masks = augmenter.draw_masks(5)
-    one_by_one = torch.cat([augmenter(x[k : k + 1], masks[k : k + 1]) for k in range(5)])
+    noise = augmenter.draw_noise(5)
+    one_by_one = torch.cat([augmenter(x[k : k + 1], noise[k : k + 1]) for k in range(5)])
     # 1e-5 of the range [0, 1], before normalisation.
-    torch.testing.assert_close(augmenter(x, masks), one_by_one, atol=1e-5 / min(augmenter.config.std), rtol=0)
+    torch.testing.assert_close(augmenter(x, noise), one_by_one, atol=1e-5 / min(augmenter.config.std), rtol=0)
 
 
 @pytest.mark.parametrize("form", [{}, {"variant": "spatial"}, {"variant": "appearance"}, {"fields": "pixel"}], ids=str)
@@ -94,15 +96,16 @@ def test_long_batches_are_worked_in_chunks_with_the_same_result(form, dtype):
     augmenter = build(**form)
     batch = 2 * CHUNK // 32**2 + 3
     x = images(batch, augmenter.config).to(dtype)
-    masks = augmenter.draw_masks(batch)
-    out = augmenter(x, masks)
+    noise = augmenter.draw_noise(batch)
+    out = augmenter(x, noise)
     assert out.dtype == dtype
-    whole = augmenter.augment(x, masks).images
+    whole = augmenter.augment(x, noise).images
     torch.testing.assert_close(out, whole, atol=1e-5 if dtype != torch.bfloat16 else 0.02, rtol=0)
 
 
 def test_masks_are_zero_or_one_over_keep_with_the_stated_share():
-    masks = build(calibrated=False, tau_dropout=0.25, variant="serial").draw_masks(500, generator=seeded())
+    augmenter = build(calibrated=False, tau_dropout=0.25, variant="serial")
+    masks = augmenter.trace(images(500, augmenter.config), augmenter.draw_noise(500, generator=seeded())).masks
     assert masks.shape == (500, 2, 64)
     torch.testing.assert_close(masks.unique(), torch.tensor([0, 1 / 0.75]))
     assert abs((masks == 0).float().mean() - 0.25) < 0.01
@@ -168,12 +171,12 @@ def test_other_sizes_get_the_same_picture_at_another_resolution():
     augmenter = build(variant="spatial")
     small = torch.nn.functional.interpolate(images(4, augmenter.config, (6, 6)), (32, 32), mode="bicubic")
     large = torch.nn.functional.interpolate(small, (96, 96), mode="bilinear", align_corners=True)
-    masks = augmenter.draw_masks(4)
+    noise = augmenter.draw_noise(4)
     flow = torch.nn.functional.interpolate(
-        augmenter.augment(small, masks).flow, (96, 96), mode="bilinear", align_corners=True
+        augmenter.augment(small, noise).flow, (96, 96), mode="bilinear", align_corners=True
     )
     # E sees 32 px either way; what is left is the resize's own blur.
-    difference = (augmenter.augment(large, masks).flow * (31 / 95) - flow).abs().mean()
+    difference = (augmenter.augment(large, noise).flow * (31 / 95) - flow).abs().mean()
     assert difference < 0.15 * flow.abs().mean()
 
 
@@ -195,17 +198,22 @@ def test_gradients_reach_e_g_and_the_input_only_when_asked():
     assert all(p.grad is None for p in augmenter.parameters())
     augmenter.requires_grad_()
     augmenter(x.detach()).square().sum().backward()
-    assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in augmenter.parameters())
+    for name, p in augmenter.named_parameters():
+        if "keep" in name:  # whether a unit is kept has no derivative; fit.learn_dropout takes another way
+            assert p.grad is None
+        else:
+            assert p.grad.isfinite().all()
+            assert p.grad.abs().sum() > 0
 
 
 def test_gradients_agree_with_finite_differences_in_float64():
     augmenter = build(tau_dim=8, size=8, layers=2).double()
     x = images(1, augmenter.config).double()
-    masks = augmenter.draw_masks(1).double()
+    noise = augmenter.draw_noise(1).double()
     weight = augmenter.stages[0].generator.deconvs[1].weight.requires_grad_()
 
     def total():
-        return augmenter(x, masks).square().sum()
+        return augmenter(x, noise).square().sum()
 
     (gradient,) = torch.autograd.grad(total(), weight)
     with torch.no_grad():
@@ -261,11 +269,11 @@ def test_weights_folder_round_trip(augmenter, tmp_path):
 def test_autocast_keeps_coordinates_and_stays_close():
     augmenter = build(size=64)
     x = images(4, augmenter.config)
-    masks = augmenter.draw_masks(4)
+    noise = augmenter.draw_noise(4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = augmenter.augment(x, masks)
+        out = augmenter.augment(x, noise)
     assert out.flow.dtype == torch.float32
-    exact = augmenter.augment(x, masks)
+    exact = augmenter.augment(x, noise)
     assert (out.flow - exact.flow).abs().mean() < 0.05 * exact.flow.abs().mean()
     assert (out.images - exact.images).abs().mean() < 0.02
 
@@ -273,9 +281,9 @@ def test_autocast_keeps_coordinates_and_stays_close():
 def test_channels_last_gives_the_same():
     augmenter = build()
     x = images(4, augmenter.config)
-    masks = augmenter.draw_masks(4)
-    out = augmenter(x.contiguous(memory_format=torch.channels_last), masks)
-    torch.testing.assert_close(out, augmenter(x, masks), atol=1e-5, rtol=0)
+    noise = augmenter.draw_noise(4)
+    out = augmenter(x.contiguous(memory_format=torch.channels_last), noise)
+    torch.testing.assert_close(out, augmenter(x, noise), atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow
@@ -284,9 +292,9 @@ def test_channels_last_gives_the_same():
 def test_compiles_without_graph_breaks_to_the_same_result(backend, variant):
     augmenter = build(variant=variant, fields="grid" if variant == "parallel" else "pixel")
     x = images(4, augmenter.config, (40, 40))
-    masks = augmenter.draw_masks(4)
+    noise = augmenter.draw_noise(4)
     compiled = torch.compile(augmenter, fullgraph=True, backend=backend)
-    torch.testing.assert_close(compiled(x, masks), augmenter(x, masks), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(compiled(x, noise), augmenter(x, noise), atol=1e-5, rtol=1e-5)
     assert not torch.equal(compiled(x), compiled(x))
 
 
@@ -294,9 +302,9 @@ def test_compiles_without_graph_breaks_to_the_same_result(backend, variant):
 def test_exports():
     augmenter = build()
     x = images(4, augmenter.config)
-    masks = augmenter.draw_masks(4)
-    exported = torch.export.export(augmenter, (x, masks)).module()
-    torch.testing.assert_close(exported(x, masks), augmenter(x, masks), atol=1e-5, rtol=1e-5)
+    noise = augmenter.draw_noise(4)
+    exported = torch.export.export(augmenter, (x, noise)).module()
+    torch.testing.assert_close(exported(x, noise), augmenter(x, noise), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -323,10 +331,38 @@ def test_one_bad_pixel_is_found_at_any_size():
         build(calibrated=False)(x)
 
 
-def test_bad_masks_and_strengths_are_refused():
+@pytest.mark.parametrize("variant", ["parallel", "serial"])
+def test_learned_dropout_begins_as_fixed_dropout_and_then_follows_the_image(variant):
+    learned, fixed = (build(dropout=kind, variant=variant) for kind in ("learned", "fixed"))
+    missing, unexpected = fixed.load_state_dict(learned.state_dict(), strict=False)
+    assert not missing
+    assert all("keep" in name for name in unexpected)
+    x, noise = images(40, learned.config), learned.draw_noise(40, generator=seeded())
+    assert torch.equal(learned(x, noise), fixed(x, noise))
+    assert fixed.trace(x, noise).logits is None
+    for stage in learned.stages:
+        torch.nn.init.normal_(stage.encoder.keep[-1].weight, generator=seeded(1))
+    trace = learned.trace(x, noise)
+    assert torch.equal(trace.masks, 2 * (noise < trace.logits.sigmoid()).float())
+    assert trace.logits.std(0).mean() > 0.1
+    assert not torch.equal(learned(x, noise), fixed(x, noise))
+
+
+def test_masks_given_are_what_tau_is_multiplied_with_and_have_gradients():
+    augmenter = build()
+    x, noise = images(3, augmenter.config), augmenter.draw_noise(3, generator=seeded())
+    trace = augmenter.trace(x, noise)
+    masks = trace.masks.clone().requires_grad_()
+    again = augmenter.trace(x, masks=masks)
+    torch.testing.assert_close(again.draw.apply(x), trace.draw.apply(x))
+    again.draw.coarse_flow.square().sum().backward()
+    assert (masks.grad.flatten(1).norm(dim=1) > 0).all()
+
+
+def test_bad_noise_and_strengths_are_refused():
     augmenter = build(calibrated=False)
     x = images(3, augmenter.config)
-    with pytest.raises(ValueError, match="draw_masks"):
+    with pytest.raises(ValueError, match="draw_noise"):
         augmenter(x, torch.ones(2, 1, 64))
     with pytest.raises(ValueError, match=r"\(3,\), got \(2,\)"):
         augmenter(x, strength=torch.ones(2))
@@ -342,11 +378,11 @@ def test_repr_is_short():
 def test_cpu_equals_gpu(form):
     augmenter = build(**form)
     x = images(4, augmenter.config, (40, 27))
-    masks = augmenter.draw_masks(4)
+    noise = augmenter.draw_noise(4)
     gpu = copy.deepcopy(augmenter).cuda()
     with torch.backends.cudnn.flags(allow_tf32=False):
-        out = gpu(x.cuda(), masks.cuda()).cpu()
-    torch.testing.assert_close(out, augmenter(x, masks), atol=1e-4, rtol=1e-4)
+        out = gpu(x.cuda(), noise.cuda()).cpu()
+    torch.testing.assert_close(out, augmenter(x, noise), atol=1e-4, rtol=1e-4)
     seeds = [gpu(x.cuda(), generator=seeded()).cpu(), augmenter(x, generator=seeded())]
     torch.testing.assert_close(*seeds, atol=1e-4, rtol=1e-4)
     assert torch.equal(gpu(x.cuda(), strength=0.0).cpu(), x)
@@ -356,12 +392,12 @@ def test_cpu_equals_gpu(form):
 def test_fields_grow_from_coarse_to_fine_without_a_jump(form):
     augmenter = build(fields="pixel", **form)
     x = images(4, augmenter.config)
-    masks = augmenter.draw_masks(4)
-    full = augmenter.augment(x, masks).flow
+    noise = augmenter.draw_noise(4)
+    full = augmenter.augment(x, noise).flow
 
     def flow(level):
         with augmenter.grown_to(level):
-            return augmenter.augment(x, masks).flow
+            return augmenter.augment(x, noise).flow
 
     steps = [float((flow(level) - full).norm()) for level in (2, 2.5, 3, 4, 5)]
     if not augmenter.config.pooled:
@@ -371,15 +407,15 @@ def test_fields_grow_from_coarse_to_fine_without_a_jump(form):
         torch.testing.assert_close(flow(2.5), (flow(2) + flow(3)) / 2, atol=1e-4, rtol=0)
         torch.testing.assert_close(flow(2 - 1e-6 + 1), flow(3), atol=1e-3, rtol=0)
     assert torch.equal(flow(5), full)  # 32 points
-    assert torch.equal(augmenter.augment(x, masks).flow, full)  # as before
+    assert torch.equal(augmenter.augment(x, noise).flow, full)  # as before
 
 
 def test_growth_ends_with_its_block_even_when_that_raises_and_leaves_control_grids_alone():
     augmenter, grid = build(fields="pixel"), build()
     x = images(2, grid.config)
-    masks = grid.draw_masks(2)
+    noise = grid.draw_noise(2)
     with grid.grown_to(2):
-        assert torch.equal(grid(x, masks), build()(x, masks))
+        assert torch.equal(grid(x, noise), build()(x, noise))
     with pytest.raises(KeyError), augmenter.grown_to(2):
         raise KeyError
     assert augmenter.stages[0].generator.level == float("inf")

@@ -37,12 +37,15 @@ ALLOWED = {
     | {f"fit.{m}" for m in ["config", "diagnostics", "events", "head", "parallel", "rng", "training"]},
     "fit.s_val": {f"fit.{m}" for m in ["config", "events", "head", "ihvp", "influence", "problem"]},
     "fit.choose": {"augmenter", "fit.config", "fit.data", "fit.head", "fit.influence", "fit.s_val"},
+    "fit.dropout": {"augmenter", "nets"}
+    | {f"fit.{m}" for m in ["config", "diagnostics", "events", "head", "influence", "parallel", "problem"]}
+    | {f"fit.{m}" for m in ["rng", "training"]},
     "fit.maximize": {"augmenter"}
     | {f"fit.{m}" for m in ["config", "diagnostics", "events", "head", "influence", "parallel", "problem"]}
     | {f"fit.{m}" for m in ["rng", "s_val", "training"]},
     "fit.retrain": {"fit.choose", "fit.config", "fit.data", "fit.events", "fit.head"},
     "fit.stages": {"augmenter", "nets"}
-    | {f"fit.{m}" for m in ["config", "data", "diagnostics", "events", "gan", "head", "ihvp", "influence"]}
+    | {f"fit.{m}" for m in ["config", "data", "diagnostics", "dropout", "events", "gan", "head", "ihvp", "influence"]}
     | {f"fit.{m}" for m in ["maximize", "parallel", "problem", "rng", "s_val", "stream", "training"]},
     "fit.pipeline": {"augmenter", "nets"}
     | {f"fit.{m}" for m in ["checkpoint", "config", "data", "events", "fingerprint", "head", "ihvp", "parallel"]}

@@ -66,13 +66,13 @@ def cell(picture, row, column, side=48):
     return pil_to_tensor(picture)[:, top : top + side, left : left + side] / 255
 
 
-def test_traversal_begins_and_ends_with_its_masks():
+def test_traversal_begins_and_ends_with_its_draws():
     images = random_images(8, 3, 48, 48) * 2 - 1
     augmenter = calibrated(images, mean=(0.5,), std=(0.5,))
-    masks = augmenter.draw_masks(2, generator=torch.Generator().manual_seed(2))
-    picture = tau_traversal(augmenter, images[0], masks, steps=4, side=48)
-    for column, mask in ((0, masks[:1]), (3, masks[1:])):
-        out = augmenter.augment(images[:1], mask)
+    noise = augmenter.draw_noise(2, generator=torch.Generator().manual_seed(2))
+    picture = tau_traversal(augmenter, images[0], noise, steps=4, side=48)
+    for column, part in ((0, noise[:1]), (3, noise[1:])):
+        out = augmenter.augment(images[:1], part)
         final, warped = (x[0] * 0.5 + 0.5 for x in (out.images, out.images - out.delta))
         assert (cell(picture, 2, column) - warped.clamp(0, 1)).abs().max() < 1.01 / 255
         assert (cell(picture, 4, column) - final.clamp(0, 1)).abs().max() < 1.01 / 255
@@ -142,7 +142,15 @@ def test_fit_curves_draws_each_metric_of_each_stage(tmp_path):
     figure = fit_curves(history)
     assert [axis.get_title() for axis in figure.axes] == ["pretrain: a", "pretrain: b"]
     assert list(figure.axes[0].lines[0].get_ydata()) == [1.0, 2.0, 3.0]
+    assert len(figure.axes[0].lines) == 1
     figure.savefig(tmp_path / "curves.png")
+
+
+def test_fit_curves_of_many_steps_show_the_mean_over_a_tenth_of_them():
+    figure = fit_curves([Event("pretrain", k, 40, {"a": k % 2}) for k in range(1, 41)])
+    _, mean = figure.axes[0].lines
+    assert list(mean.get_xdata()) == list(range(4, 41))
+    assert set(mean.get_ydata()) == {0.5}
 
 
 def test_fit_curves_without_metrics_says_what_to_pass():

@@ -26,9 +26,9 @@ def test_round_trip_gives_the_same_config_and_images(tmp_path):
     augmenter.calibrate_(images)
     augmenter.save_pretrained(tmp_path)
     loaded = Augmenter.from_pretrained(tmp_path)
-    masks = augmenter.draw_masks(4)
+    noise = augmenter.draw_noise(4)
     assert loaded.config.to_dict() == CONFIG.to_dict()
-    assert torch.equal(loaded(images, masks), augmenter(images, masks))
+    assert torch.equal(loaded(images, noise), augmenter(images, noise))
     assert LearnedAugment.from_pretrained(tmp_path).augmenter.config == loaded.config
 
 

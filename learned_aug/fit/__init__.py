@@ -2,8 +2,16 @@
 
 from learned_aug.fit.checkpoint import CheckpointError
 from learned_aug.fit.choose import DrawChoice
-from learned_aug.fit.config import FitConfig, InfluenceConfig, MaximizeConfig, PretrainConfig, RetrainConfig
+from learned_aug.fit.config import (
+    DropoutConfig,
+    FitConfig,
+    InfluenceConfig,
+    MaximizeConfig,
+    PretrainConfig,
+    RetrainConfig,
+)
 from learned_aug.fit.diagnostics import effective_rank, measure
+from learned_aug.fit.dropout import learn_dropout
 from learned_aug.fit.events import Event, OnEvent, ProgressBars
 from learned_aug.fit.gan import pretrain, ragan_d_loss, ragan_g_loss
 from learned_aug.fit.head import HeadBatch, HeadTap, borrowed, collect, find_head
@@ -40,6 +48,7 @@ __all__ = [
     "ConvergenceError",
     "Direct",
     "DrawChoice",
+    "DropoutConfig",
     "Event",
     "FitConfig",
     "FitResult",
@@ -68,6 +77,7 @@ __all__ = [
     "influence_aug",
     "influence_up",
     "influence_up_params",
+    "learn_dropout",
     "maximize",
     "mean_gradient",
     "measure",

@@ -17,7 +17,7 @@ from learned_aug.fit.events import OnEvent
 from learned_aug.fit.head import HeadTap
 from learned_aug.fit.parallel import all_mean, average_gradients_, world_size
 from learned_aug.fit.rng import generator
-from learned_aug.fit.training import Training, share_of_masks
+from learned_aug.fit.training import Training, share_of_noise
 
 __all__ = ["FeatureDiscriminator", "ImageDiscriminator", "Pretraining", "pretrain", "ragan_d_loss", "ragan_g_loss"]
 
@@ -115,7 +115,7 @@ def pretrain(
         sources: endless (images, labels), to be augmented.
         reals: endless (images, labels) with the baseline augmentation, never the raw images.
         config: settings.
-        seed: of the masks and the discriminators' weights.
+        seed: of the draws and the discriminators' weights.
         on_event: gets "pretrain" events: the losses of the image and the feature discriminator, d_image and d_feature,
             and of G against each, g_image and g_feature (ln 4 = 1.386 at a draw), and spread_px, the mean distance of
             two draws' flows in pixels.
@@ -180,14 +180,14 @@ class Pretraining(Training):
         # A loader's batches may be larger.
         source = next(self.sources)[0][: (config.batch_size + 1) // 2 // world_size()]
         real = next(self.reals)[0][: config.batch_size // world_size()]
-        masks = share_of_masks(augmenter, source, generator(self.seed, self.name, self.done), draws=2)
+        noise = share_of_noise(augmenter, source, generator(self.seed, self.name, self.done), draws=2)
         source = source.repeat(2, 1, 1, 1)
         with divergence_named("pretrain", REMEDY):
             if "spread" not in self.units:  # at full resolution
                 with torch.no_grad():
-                    self.units["spread"] = all_mean(draw_distance(augmenter.augment(source, masks)))
+                    self.units["spread"] = all_mean(draw_distance(augmenter.augment(source, noise)))
             with augmenter.grown_to(growth_level(self.done, config, augmenter.config.size)):
-                out = augmenter.augment(source, masks)
+                out = augmenter.augment(source, noise)
         spread, start = all_mean(draw_distance(out)), self.units["spread"]
 
         d_loss = ragan_d_loss(self.judge(real), self.judge(out.images.detach()))

@@ -19,7 +19,7 @@ from learned_aug.fit.parallel import all_mean, average_gradients_, world_size
 from learned_aug.fit.problem import HeadProblem
 from learned_aug.fit.rng import generator
 from learned_aug.fit.s_val import predicted_influence
-from learned_aug.fit.training import Training, share_of_masks
+from learned_aug.fit.training import Training, share_of_noise
 
 __all__ = ["Maximizing", "maximize"]
 
@@ -41,7 +41,7 @@ def maximize(
 
     Minimises E[I] / std(I) + label_weight E[hinge] + trust_weight distance. I is the influence of replacing an image by
     its augmented copy (Eq. 18), its std that of the first batch. hinge = max(0, CE - label_margin) keeps the user's
-    model sure of the label. distance, to the E and G of the start under the same masks, keeps the warps from running
+    model sure of the label. distance, to the E and G of the start under the same noise, keeps the warps from running
     off together: I is linear in the distribution of the images, so that alone it would make all draws alike.
 
     Args:
@@ -51,7 +51,7 @@ def maximize(
         head: as in :func:`predicted_influence`.
         ihvp: s_val, (K, D + 1).
         config: settings.
-        seed: of the masks.
+        seed: of the draws.
         on_event: gets "maximize" events: predicted_val_drop (Eq. 15, nats, mean over the images replaced one at a time;
             positive is good), cross_entropy (nats) and misclassified (share) of the user's model on the augmented
             images, and moved, the distance of the trust term.
@@ -85,15 +85,15 @@ class Maximizing(Training):
         config, augmenter = self.config, self.augmenter
         images, labels = next(self.batches)
         draws = generator(self.seed, self.name, self.done)
-        masks = share_of_masks(augmenter, images, draws)
+        noise = share_of_noise(augmenter, images, draws)
         with divergence_named("maximize", REMEDY):
-            out = augmenter.augment(images, masks)
-        anchor = self.start.augment(images, masks)
+            out = augmenter.augment(images, noise)
+        anchor = self.start.augment(images, noise)
         influence, logits = predicted_influence(self.tap, self.head, self.ihvp, images, out.images, labels)
         if not self.units:
             if len(images) * world_size() < 2:
                 raise ValueError("train must give batches of at least 2 images, got 1; raise the batch size")
-            other = self.start.augment(images, share_of_masks(augmenter, images, draws))
+            other = self.start.augment(images, share_of_noise(augmenter, images, draws))
             both = Augmented(*(torch.cat(pair) for pair in zip(anchor, other, strict=True)))
             self.units["influence"] = _std(influence.detach()).clamp_min(1e-12)
             self.units["spread"] = all_mean(draw_distance(both)).clamp_min(1e-12)

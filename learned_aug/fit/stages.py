@@ -14,6 +14,7 @@ from learned_aug.augmenter import Augmenter
 from learned_aug.fit.config import FitConfig
 from learned_aug.fit.data import Data
 from learned_aug.fit.diagnostics import measure
+from learned_aug.fit.dropout import LearningDropout
 from learned_aug.fit.events import Event, OnEvent
 from learned_aug.fit.gan import Pretraining
 from learned_aug.fit.head import HeadTap, collect
@@ -168,11 +169,12 @@ class Setting:
 
     def maximizing(self, network: Augmenter, influence: Influence) -> tuple[Training, list[Stream]]:
         """Stage 3."""
-        config = self.config.maximize
-        batches = self.stream("train", "maximize", config.batch_size)
-        ihvp = influence.solution.value
-        stage = Maximizing(network, self.tap, batches, influence.head, ihvp, config, seed=self.config.seed)
-        return stage, [batches]
+        size = (self.config.dropout if self.config.objective == "dropout" else self.config.maximize).batch_size
+        batches = self.stream("train", "maximize", size)
+        args = network, self.tap, batches, influence.head, influence.solution.value
+        if self.config.objective == "dropout":
+            return LearningDropout(*args, self.config.dropout, seed=self.config.seed), [batches]
+        return Maximizing(*args, self.config.maximize, seed=self.config.seed), [batches]
 
     def measured(self, stages: dict[str, Augmenter], influence: Influence) -> dict[str, dict[str, float]]:
         """Diagnostics of each, on the same images and masks."""

@@ -13,7 +13,7 @@ from learned_aug.augmenter import Augmenter
 from learned_aug.fit.events import Event, OnEvent
 from learned_aug.fit.parallel import all_mean, rank, world_size
 
-__all__ = ["Training", "share_of_masks"]
+__all__ = ["Training", "share_of_noise"]
 
 
 class Training(ABC):
@@ -22,6 +22,7 @@ class Training(ABC):
     Attributes:
         name: of its events.
         augmenter: trained in place.
+        trained: the part of it that is; all of it, unless a stage says otherwise.
         steps: in all.
         done: how many are.
         modules: other networks that it trains.
@@ -39,6 +40,7 @@ class Training(ABC):
         optimizers: Mapping[str, torch.optim.Optimizer],
     ) -> None:
         self.augmenter, self.steps, self.done = augmenter, steps, 0
+        self.trained: nn.Module = augmenter
         self.modules = {"augmenter": augmenter, **modules}
         self.optimizers = dict(optimizers)
         self.units: dict[str, Tensor] = {}
@@ -49,7 +51,7 @@ class Training(ABC):
 
     def run(self, on_event: OnEvent, after: Callable[[], None] = lambda: None) -> None:
         """The steps that are left; `after` is called at the end of each."""
-        self.augmenter.requires_grad_(True)
+        self.trained.requires_grad_(True)
         try:
             while self.done < self.steps:
                 figures = self.step()
@@ -86,11 +88,11 @@ class Training(ABC):
         self.units = {name: unit.to(device) for name, unit in state["units"].items()}
 
 
-def share_of_masks(augmenter: Augmenter, images: Tensor, generator: torch.Generator, draws: int = 1) -> Tensor:
-    """Masks for this process's `images` repeated `draws` times, of those that are drawn for the batch of all processes.
+def share_of_noise(augmenter: Augmenter, images: Tensor, generator: torch.Generator, draws: int = 1) -> Tensor:
+    """Noise for this process's `images` repeated `draws` times, of those that are drawn for the batch of all processes.
 
     Args:
-        augmenter: for its :meth:`~learned_aug.Augmenter.draw_masks`.
+        augmenter: for its :meth:`~learned_aug.Augmenter.draw_noise`.
         images: (B, C, H, W); B is the same in all processes.
         generator: in the same state in all processes.
         draws: R.
@@ -99,5 +101,5 @@ def share_of_masks(augmenter: Augmenter, images: Tensor, generator: torch.Genera
         (R B, stages, tau_dim).
     """
     count = len(images) * world_size()
-    masks = augmenter.draw_masks(draws * count, generator=generator, device=images.device)
-    return masks.view(draws, world_size(), len(images), *masks.shape[1:])[:, rank()].flatten(0, 1)
+    noise = augmenter.draw_noise(draws * count, generator=generator, device=images.device)
+    return noise.view(draws, world_size(), len(images), *noise.shape[1:])[:, rank()].flatten(0, 1)

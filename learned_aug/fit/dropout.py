@@ -1,0 +1,133 @@
+"""Stage 3: E learns which draws of the dropout lower the validation loss, for each image, as the influence predicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from learned_aug.augmenter import Augmenter
+from learned_aug.fit.config import DropoutConfig
+from learned_aug.fit.diagnostics import divergence_named, require_finite
+from learned_aug.fit.events import OnEvent
+from learned_aug.fit.head import HeadBatch, HeadTap
+from learned_aug.fit.influence import influence_up
+from learned_aug.fit.parallel import all_mean, average_gradients_
+from learned_aug.fit.problem import HeadProblem
+from learned_aug.fit.rng import generator
+from learned_aug.fit.training import Training, share_of_noise
+from learned_aug.nets import Encoder
+
+__all__ = ["LearningDropout", "learn_dropout"]
+
+REMEDY = "lower DropoutConfig.lr"
+
+
+def learn_dropout(
+    augmenter: Augmenter,
+    tap: HeadTap,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    head: HeadProblem,
+    ihvp: Tensor,
+    config: DropoutConfig,
+    *,
+    seed: int = 0,
+    on_event: OnEvent,
+) -> None:
+    """Teach E the probability of keeping each unit of tau, for each image; all else of E and G stays.
+
+    The influence I is linear in the distribution q of the draws, so its minimum alone would be one draw for all. Kept
+    near the fixed dropout it came from, min_q E_q[I] + beta KL(q || prior), the best q of independent units has the
+    logits l_j(x) = logit(1 - p) - E[dI/dm_j] / beta, to first order in the mask m. One backward pass gives the gradient
+    of all units at once; here it is scaled to length 1 for each draw, so that no image counts more than another, and
+    `tilt` sqrt(tau_dim) stands for 1 / beta. E regresses on it, which averages over draws and generalises over images.
+
+    Args:
+        augmenter: pretrained or calibrated, with ``dropout="learned"``.
+        tap: open, on the borrowed model.
+        batches: endless (images, labels), as the model is trained on them.
+        head: as in :func:`predicted_influence`.
+        ihvp: s_val, (K, D + 1).
+        config: settings.
+        seed: of the draws.
+        on_event: gets "dropout" events: agreement, the mean cosine of what E gives with the gradient of one draw, and
+            kl, the mean of KL(q || prior), nats.
+
+    Raises:
+        ValueError: if the dropout of the augmenter is fixed.
+    """
+    LearningDropout(augmenter, tap, batches, head, ihvp, config, seed=seed).run(on_event)
+
+
+class LearningDropout(Training):
+    """The state and the step of :func:`learn_dropout`."""
+
+    name = "dropout"
+
+    def __init__(
+        self,
+        augmenter: Augmenter,
+        tap: HeadTap,
+        batches: Iterator[tuple[Tensor, Tensor]],
+        head: HeadProblem,
+        ihvp: Tensor,
+        config: DropoutConfig,
+        *,
+        seed: int,
+    ) -> None:
+        self.tap, self.batches, self.head, self.ihvp, self.config, self.seed = tap, batches, head, ihvp, config, seed
+        if augmenter.config.dropout == "fixed" or not augmenter.config.tau_dropout:
+            raise ValueError(
+                'augmenter must have dropout="learned" and tau_dropout > 0, got '
+                f"{augmenter.config.dropout!r} and {augmenter.config.tau_dropout}; change its config"
+            )
+        self.layers = nn.ModuleList(m.keep for m in augmenter.modules() if isinstance(m, Encoder) and m.keep)
+        self.optimizer = torch.optim.Adam(self.layers.parameters(), config.lr)
+        super().__init__(augmenter, config.steps, {}, {"adam": self.optimizer})
+        self.trained = self.layers
+
+    def step(self) -> dict[str, Tensor]:
+        """That of E's layers for the dropout."""
+        config, augmenter = self.config, self.augmenter
+        for group in self.optimizer.param_groups:  # a rise, and a fall to 0, which averages over the draws
+            group["lr"] = config.lr * min(1.0, 4 * (self.done + 1) / config.steps, 2 - 2 * self.done / config.steps)
+        images, labels = next(self.batches)
+        keep = 1 - augmenter.config.tau_dropout
+        noise = share_of_noise(augmenter, images, generator(self.seed, self.name, self.done))
+        masks = ((noise < keep) / keep).to(images.dtype).requires_grad_()  # of the prior
+        with divergence_named("dropout", REMEDY):
+            draw, _, logits = augmenter.trace(images, masks=masks)
+        logits = cast(Tensor, logits)
+        wanted = self.wanted(draw.apply(images), labels, masks)
+        loss = (logits / config.tilt - wanted).square().mean()
+        require_finite(all_mean(loss.detach()), "dropout", REMEDY)
+        self.optimizer.zero_grad()
+        loss.backward()
+        average_gradients_(self.layers.parameters())
+        self.optimizer.step()
+        return {
+            "agreement": F.cosine_similarity(logits.flatten(1), wanted.flatten(1)).mean(),
+            "kl": kl_to_prior(logits, keep).mean(),
+        }
+
+    def wanted(self, augmented: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
+        """Direction of the masks in which the influence falls, (B, stages, tau_dim), of root mean square 1."""
+        features, _ = self.tap(augmented)
+        bias = None if self.head.bias is None else self.head.bias.to(features.dtype)
+        batch = HeadBatch(features, F.linear(features, self.head.weight.to(features.dtype), bias), labels)
+        influence = influence_up(self.ihvp.to(features.dtype), batch, self.head.label_smoothing)
+        (gradient,) = torch.autograd.grad(influence.sum(), masks)
+        direction = F.normalize(-gradient.flatten(1), dim=1, eps=1e-30) * math.sqrt(gradient[0].numel())
+        return direction.view_as(gradient)
+
+
+def kl_to_prior(logits: Tensor, keep: float) -> Tensor:
+    """KL of dropout with these logits added to those of probability `keep`, from the latter: (B, ...) to (B,), nats."""
+    prior = math.log(keep / (1 - keep))
+    q = torch.sigmoid(logits + prior)
+    each = q * logits - F.softplus(logits + prior) + math.log1p(math.exp(prior))
+    return each.flatten(1).sum(1)
