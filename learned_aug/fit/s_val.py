@@ -52,9 +52,8 @@ def solve_s_val(
                 f"{refitted.gradient_norm:.1e}: predictions will be off; raise InfluenceConfig.weight_decay",
                 stacklevel=3,
             )
-    on_val = replace(problem, features=val.features, labels=val.labels, label_smoothing=0.0, weight_decay=0.0)
     warn_of_missing_classes(val.labels, len(problem.weight), sharded)
-    gradient = on_val.gradient()
+    gradient = replace(problem, features=val.features, labels=val.labels, label_smoothing=0, weight_decay=0).gradient()
     solution = solve(problem, gradient, relative_damping(problem, config.damping), config.solver)
     if not config.refit_head:
         check_stationary(problem, solution.value)
