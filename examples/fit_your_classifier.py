@@ -1,0 +1,96 @@
+"""Fit an augmenter to a classifier of your own, and compare it with its control: the whole path in one file.
+
+    python examples/fit_your_classifier.py --out my-augmenter            # on the digits of the package, about a minute
+    python examples/fit_your_classifier.py --out my-augmenter --data DIR --size 32     # DIR/train, DIR/val, DIR/test
+
+DIR/train and the others hold a folder of images for each class. Take `Net`, `load` and the training for yours: fit
+wants a trained classifier that ends in an nn.Linear, what it was trained on, and images that it has not seen. One run
+of each arm shows the path; to show that one is better takes many seeds (benchmarks/accuracy/mnist.py).
+"""
+
+import argparse
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+import learned_aug
+from learned_aug.demo import digits
+from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig, RetrainConfig, evaluate, retrain
+
+
+class Net(nn.Module):
+    """Your classifier; this one has three convolutions."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *(nn.Conv2d(channels, 16, 5, 2, 2), nn.ReLU()),
+            *(nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU()),
+            *(nn.Conv2d(32, 64, 3, 2, 1), nn.BatchNorm2d(64), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(2), nn.Flatten()),
+        )
+        self.fc = nn.Linear(256, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) to logits (B, K)."""
+        return self.fc(self.body(images))
+
+
+def load(folder: str | None, size: int) -> tuple[dict[str, Dataset], int, int]:
+    """Training, hyper-validation and test images in [0, 1], and the numbers of channels and classes."""
+    if folder is None:
+        return digits(), 1, 10
+    to_square = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    data = {part: ImageFolder(f"{folder}/{part}", to_square) for part in ("train", "val", "test")}
+    return data, 3, len(data["train"].classes)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    """Train, fit, compare, save; returns the test errors."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="my-augmenter", help="folder for the weights (%(default)s)")
+    parser.add_argument("--data", help="folder of images; by default the digits of the package")
+    parser.add_argument("--size", type=int, default=28, help="side of the images, pixels (%(default)s)")
+    parser.add_argument("--steps", type=int, default=600, help="of each training of the classifier (%(default)s)")
+    parser.add_argument("--fit-steps", type=int, default=200, help="of both stages of the fit (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(arguments)
+    data, channels, classes = load(args.data, args.size)
+    crop = v2.RandomCrop(args.size, padding=args.size // 8)  # what you augment with today
+
+    def train(augment: nn.Module | None = None) -> nn.Module:
+        torch.manual_seed(args.seed)  # the same start and order for each arm
+        model = Net(channels, classes).to(args.device)
+        order = torch.Generator().manual_seed(args.seed)
+        retrain(model, data["train"], RetrainConfig(steps=args.steps), baseline=crop, augment=augment, generator=order)
+        return model
+
+    model = train()
+    result = learned_aug.fit(
+        model,
+        data["train"],
+        data["val"],
+        baseline=crop,
+        config=FitConfig(
+            seed=args.seed,
+            pretrain=PretrainConfig(steps=args.fit_steps),
+            maximize=MaximizeConfig(steps=args.fit_steps),
+        ),
+    )
+    print(result)  # strength, diversity and predicted effect of each stage
+
+    arms = {"crop": model, "crop, untrained control": train(result.untrained), "crop, fitted": train(result.augmenter)}
+    errors = {arm: evaluate(trained, data["test"])[0] for arm, trained in arms.items()}
+    for arm, error in errors.items():
+        print(f"{arm:25} {error:7.2%} of the test images wrong")
+    result.augmenter.save_pretrained(args.out)
+    print(f'Use it with LearnedAugment.from_pretrained(pathlib.Path("{args.out}"))')
+    return errors
+
+
+if __name__ == "__main__":
+    main()
