@@ -258,8 +258,8 @@ class Augmenter(nn.Module):
         logits: list[Tensor] = []
         for k, stage in enumerate(self._stages()):
             code = self._encode(stage, images if k == 0 else draw.apply(images))
-            mask = self._strike(given[:, k], code.keep).to(code.tau.dtype) if masks is None else given[:, k]
-            draw = self._extend(draw, stage.generator(code.tau * mask), strength)
+            mask = self._strike(given[:, k], code.keep) if masks is None else given[:, k]
+            draw = self._extend(draw, stage.generator(code.tau * mask.to(code.tau.dtype)), strength)
             used.append(mask)
             if code.keep is not None:
                 logits.append(code.keep)

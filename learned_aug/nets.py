@@ -253,7 +253,8 @@ class Encoder(nn.Module):
         if self.keep is None:
             return None
         first, last = cast(list[nn.Linear], list(self.keep))
-        x = F.leaky_relu(F.linear(x.permute(0, 2, 3, 1).flatten(1), first.weight, first.bias), SLOPE)
+        x = x.detach().permute(0, 2, 3, 1).flatten(1)  # they read the map as it is; whether a unit is kept has no slope
+        x = F.leaky_relu(F.linear(x, first.weight, first.bias), SLOPE)
         return F.linear(x, last.weight, last.bias)
 
 

@@ -3,7 +3,6 @@
 from learned_aug.fit.checkpoint import CheckpointError
 from learned_aug.fit.choose import DrawChoice
 from learned_aug.fit.config import (
-    DropoutConfig,
     FitConfig,
     InfluenceConfig,
     MaximizeConfig,
@@ -48,7 +47,6 @@ __all__ = [
     "ConvergenceError",
     "Direct",
     "DrawChoice",
-    "DropoutConfig",
     "Event",
     "FitConfig",
     "FitResult",

@@ -13,7 +13,7 @@ import torch
 
 from learned_aug.fit.ihvp import Solver
 
-__all__ = ["DropoutConfig", "FitConfig", "InfluenceConfig", "MaximizeConfig", "PretrainConfig", "RetrainConfig"]
+__all__ = ["FitConfig", "InfluenceConfig", "MaximizeConfig", "PretrainConfig", "RetrainConfig"]
 
 
 def _check_at_least(config: object, **bounds: float) -> None:
@@ -77,38 +77,37 @@ class InfluenceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DropoutConfig:
-    """Stage 3: E learns which units of tau to keep, for each image (ours)."""
-
-    steps: int = 600
-    batch_size: int = 64
-    lr: float = 5e-3  # Adam, the peak; 0 leaves E as it is, a control
-    tilt: float = 1.5  # root mean square of the logits that E would learn if all draws of an image agreed
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        _check_at_least(self, steps=0, batch_size=1, lr=0, tilt=1e-6)
-
-
-@dataclass(frozen=True, kw_only=True)
 class MaximizeConfig:
-    """Stage 3: E and G move along the influence (paper), held back by three terms of ours.
+    """Stage 3: what follows the influence.
 
-    With `label_weight` and `trust_weight` 0 it is the paper's objective. That one is linear in the distribution of the
-    augmented images, so its optimum is a single warp for all draws; on MNIST it destroyed the labels.
+    "dropout" (ours): E learns, for each image, which units of tau to keep; see :func:`learn_dropout`. "linear" (paper):
+    E and G move along the influence. That is linear in the distribution of the augmented images, so its optimum is a
+    single warp for all draws; on MNIST it destroyed the labels.
     """
 
-    steps: int = 200
-    batch_size: int = 128
-    lr: float = 2e-4  # Adam; 0 leaves E and G as they are, a control
-    label_weight: float = 10.0  # of the hinge on the cross-entropy of the user's model on augmented images
-    label_margin: float = math.log(2)  # nats; below it, half of the probability on the label, the hinge is 0
-    trust_weight: float = 0.3  # of the squared distance to the start under the same noise, in units of its spread
-    clip: float = 1.0  # gradient norm
+    objective: Literal["dropout", "linear"] = "dropout"
+    steps: int = 600
+    batch_size: int = 64
+    lr: float | None = (
+        None  # Adam, the peak; None is 5e-3 for "dropout", 2e-4 for "linear"; 0, a control, learns nothing
+    )
+    tilt: float = 1.5  # of "dropout": root mean square of the logits, were all draws of an image to agree on them
+    clip: float = 1.0  # of "linear": gradient norm
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        _check_at_least(self, steps=0, batch_size=2, lr=0, label_weight=0, label_margin=0, trust_weight=0, clip=1e-12)
+        if self.objective not in ("dropout", "linear"):
+            raise ValueError(f'MaximizeConfig.objective must be "dropout" or "linear", got {self.objective!r}')
+        _check_at_least(self, steps=0, batch_size=2, tilt=1e-6, clip=1e-12)
+        if self.lr is not None:
+            _check_at_least(self, lr=0)
+
+    @property
+    def rate(self) -> float:
+        """`lr`, or its default."""
+        if self.lr is not None:
+            return self.lr
+        return 5e-3 if self.objective == "dropout" else 2e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +136,6 @@ class FitConfig:
     spread_color: float = 0.05  # start: mean distance of two draws' colours, in the range [0, 1]
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     influence: InfluenceConfig = field(default_factory=InfluenceConfig)
-    objective: Literal["dropout", "linear"] = "dropout"  # of stage 3, which `dropout` or `maximize` sets
-    dropout: DropoutConfig = field(default_factory=DropoutConfig)
     maximize: MaximizeConfig = field(default_factory=MaximizeConfig)
     batch_size: int = 256  # of passes that only read features
     seed: int = 0
@@ -146,14 +143,6 @@ class FitConfig:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         _check_at_least(self, spread_pixels=1e-6, spread_color=1e-6, batch_size=2)
-        if self.objective not in ("dropout", "linear"):
-            raise ValueError(f'FitConfig.objective must be "dropout" or "linear", got {self.objective!r}')
-        kinds = {
-            "pretrain": PretrainConfig,
-            "influence": InfluenceConfig,
-            "dropout": DropoutConfig,
-            "maximize": MaximizeConfig,
-        }
-        for name, kind in kinds.items():
+        for name, kind in (("pretrain", PretrainConfig), ("influence", InfluenceConfig), ("maximize", MaximizeConfig)):
             if not isinstance(part := getattr(self, name), kind):
                 raise TypeError(f"FitConfig.{name} must be of type {kind.__name__}, got {type(part).__name__}")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learned_aug.augmenter import Augmenter
-from learned_aug.fit.config import DropoutConfig
+from learned_aug.fit.config import MaximizeConfig
 from learned_aug.fit.diagnostics import divergence_named, require_finite
 from learned_aug.fit.events import OnEvent
 from learned_aug.fit.head import HeadBatch, HeadTap
@@ -24,7 +24,7 @@ from learned_aug.nets import Encoder
 
 __all__ = ["LearningDropout", "learn_dropout"]
 
-REMEDY = "lower DropoutConfig.lr"
+REMEDY = "lower MaximizeConfig.lr"
 
 
 def learn_dropout(
@@ -33,7 +33,7 @@ def learn_dropout(
     batches: Iterator[tuple[Tensor, Tensor]],
     head: HeadProblem,
     ihvp: Tensor,
-    config: DropoutConfig,
+    config: MaximizeConfig,
     *,
     seed: int = 0,
     on_event: OnEvent,
@@ -54,7 +54,7 @@ def learn_dropout(
         ihvp: s_val, (K, D + 1).
         config: settings.
         seed: of the draws.
-        on_event: gets "dropout" events: agreement, the mean cosine of what E gives with the gradient of one draw, and
+        on_event: gets "maximize" events: agreement, the mean cosine of what E gives with the gradient of one draw, and
             kl, the mean of KL(q || prior), nats.
 
     Raises:
@@ -66,7 +66,7 @@ def learn_dropout(
 class LearningDropout(Training):
     """The state and the step of :func:`learn_dropout`."""
 
-    name = "dropout"
+    name = "maximize"
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class LearningDropout(Training):
         batches: Iterator[tuple[Tensor, Tensor]],
         head: HeadProblem,
         ihvp: Tensor,
-        config: DropoutConfig,
+        config: MaximizeConfig,
         *,
         seed: int,
     ) -> None:
@@ -86,7 +86,7 @@ class LearningDropout(Training):
                 f"{augmenter.config.dropout!r} and {augmenter.config.tau_dropout}; change its config"
             )
         self.layers = nn.ModuleList(m.keep for m in augmenter.modules() if isinstance(m, Encoder) and m.keep)
-        self.optimizer = torch.optim.Adam(self.layers.parameters(), config.lr)
+        self.optimizer = torch.optim.Adam(self.layers.parameters(), config.rate)
         super().__init__(augmenter, config.steps, {}, {"adam": self.optimizer})
         self.trained = self.layers
 
@@ -94,17 +94,17 @@ class LearningDropout(Training):
         """That of E's layers for the dropout."""
         config, augmenter = self.config, self.augmenter
         for group in self.optimizer.param_groups:  # a rise, and a fall to 0, which averages over the draws
-            group["lr"] = config.lr * min(1.0, 4 * (self.done + 1) / config.steps, 2 - 2 * self.done / config.steps)
+            group["lr"] = config.rate * min(1.0, 4 * (self.done + 1) / config.steps, 2 - 2 * self.done / config.steps)
         images, labels = next(self.batches)
         keep = 1 - augmenter.config.tau_dropout
         noise = share_of_noise(augmenter, images, generator(self.seed, self.name, self.done))
-        masks = ((noise < keep) / keep).to(images.dtype).requires_grad_()  # of the prior
-        with divergence_named("dropout", REMEDY):
+        masks = ((noise < keep) / keep).requires_grad_()  # of the prior
+        with divergence_named(self.name, REMEDY):
             draw, _, logits = augmenter.trace(images, masks=masks)
         logits = cast(Tensor, logits)
         wanted = self.wanted(draw.apply(images), labels, masks)
         loss = (logits / config.tilt - wanted).square().mean()
-        require_finite(all_mean(loss.detach()), "dropout", REMEDY)
+        require_finite(all_mean(loss.detach()), self.name, REMEDY)
         self.optimizer.zero_grad()
         loss.backward()
         average_gradients_(self.layers.parameters())

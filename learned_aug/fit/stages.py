@@ -169,12 +169,11 @@ class Setting:
 
     def maximizing(self, network: Augmenter, influence: Influence) -> tuple[Training, list[Stream]]:
         """Stage 3."""
-        size = (self.config.dropout if self.config.objective == "dropout" else self.config.maximize).batch_size
-        batches = self.stream("train", "maximize", size)
-        args = network, self.tap, batches, influence.head, influence.solution.value
-        if self.config.objective == "dropout":
-            return LearningDropout(*args, self.config.dropout, seed=self.config.seed), [batches]
-        return Maximizing(*args, self.config.maximize, seed=self.config.seed), [batches]
+        config = self.config.maximize
+        kind = LearningDropout if config.objective == "dropout" else Maximizing
+        batches = self.stream("train", "maximize", config.batch_size)
+        args = network, self.tap, batches, influence.head, influence.solution.value, config
+        return kind(*args, seed=self.config.seed), [batches]
 
     def measured(self, stages: dict[str, Augmenter], influence: Influence) -> dict[str, dict[str, float]]:
         """Diagnostics of each, on the same images and masks."""

@@ -62,7 +62,11 @@ def test_pretraining_repeats_with_its_seed_moves_the_networks_and_leaves_them_fr
     config = PretrainConfig(steps=4, batch_size=32)
     (before, one, events), (_, two, _) = (run(model, data, crop, config) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    assert all(not torch.equal(p, before[name]) for name, p in one.named_parameters() if "weight" in name and "keep" not in name)
+    assert all(
+        not torch.equal(p, before[name])
+        for name, p in one.named_parameters()
+        if "weight" in name and "keep" not in name
+    )
     assert not any(p.requires_grad or p.grad is not None for p in one.parameters())
     assert [(e.step, e.total) for e in events] == [(k, 4) for k in (1, 2, 3, 4)]
     assert set(events[0].metrics) == {"d_image", "d_feature", "g_image", "g_feature", "spread_px"}

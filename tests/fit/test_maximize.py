@@ -1,4 +1,4 @@
-import copy
+import functools
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from learned_aug.fit.problem import HeadProblem, mean_gradient, refit
 from learned_aug.fit.s_val import predicted_influence
 
 CPU = torch.device("cpu")
+LINEAR = functools.partial(MaximizeConfig, objective="linear")
 
 
 class Setting:
@@ -101,21 +102,13 @@ def run(setting, augmenter, data, config, seed=0):
 
 @pytest.mark.slow
 def test_maximising_raises_the_predicted_drop(setting, augmenter, data):
-    events = run(setting, augmenter, data, MaximizeConfig(steps=60, lr=1e-3, label_weight=0.0, trust_weight=0.0))
+    events = run(setting, augmenter, data, LINEAR(steps=60, lr=1e-3))
     drops = [e.metrics["predicted_val_drop"] for e in events]
     assert sum(drops[-10:]) > sum(drops[:10])
     assert not any(p.requires_grad for p in augmenter.parameters())
 
 
-def test_trust_term_holds_the_networks_near_their_start(setting, augmenter, data):
-    moved = {}
-    for weight in (0.0, 100.0):
-        config = MaximizeConfig(steps=15, lr=1e-3, label_weight=0.0, trust_weight=weight)
-        moved[weight] = run(setting, copy.deepcopy(augmenter), data, config)[-1].metrics["moved"]
-    assert moved[100.0] < 0.5 * moved[0.0]
-
-
-@pytest.mark.parametrize("config", [MaximizeConfig(steps=2, lr=0.0), MaximizeConfig(steps=0)])
+@pytest.mark.parametrize("config", [LINEAR(steps=2, lr=0.0), LINEAR(steps=0)])
 def test_learning_rate_0_or_no_steps_leave_the_networks_as_they_are(setting, augmenter, data, config):
     before = {name: t.clone() for name, t in augmenter.state_dict().items()}
     events = run(setting, augmenter, data, config)
@@ -125,7 +118,7 @@ def test_learning_rate_0_or_no_steps_leave_the_networks_as_they_are(setting, aug
 
 def test_divergence_is_named_before_the_networks_are_spoilt(setting, augmenter, data):
     with pytest.raises(RuntimeError, match=r"maximize diverged.*lower MaximizeConfig.lr"):
-        run(setting, augmenter, data, MaximizeConfig(steps=5, lr=1e30))
+        run(setting, augmenter, data, LINEAR(steps=5, lr=1e30))
     assert not any(p.requires_grad for p in augmenter.parameters())
 
 
@@ -138,6 +131,6 @@ def test_batches_of_one_image_are_refused(setting, augmenter, data):
             iter([(images, labels)]),
             setting.head,
             setting.ihvp,
-            MaximizeConfig(steps=1),
+            LINEAR(steps=1),
             on_event=lambda _: None,
         )
