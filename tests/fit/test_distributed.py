@@ -176,7 +176,10 @@ def test_one_process_reads_the_checkpoint_of_two(results, trained, folder):
     ("case", "expected"),
     [
         ("odd", ["PretrainConfig.batch_size", "multiple of 4 for 2 processes", "got 18"]),
-        ("plain loader", ["loader of train", "process {rank} of 2", "SequentialSampler", "DistributedSampler(dataset)"]),
+        (
+            "plain loader",
+            ["loader of train", "process {rank} of 2", "SequentialSampler", "DistributedSampler(dataset)"],
+        ),
         ("iterable", ["loader of val", "process {rank} of 2", "InfiniteConstantSampler", "pass the data set"]),
     ],
 )
