@@ -80,9 +80,7 @@ tau_traversal(untrained, images[1], noise).save(OUT / "traversal.png")
 
 # %%
 torch.manual_seed(0)
-predicted, actual = predicted_and_actual(
-    model, LearnedAugment(untrained), data["train"], data["val"], count=STEPS // 10
-)
+predicted, actual = predicted_and_actual(model, LearnedAugment(untrained), data["train"], data["val"], count=40)
 influence_scatter(predicted, actual).savefig(OUT / "influence.png", dpi=90)
 agree = float((predicted.sign() == actual.sign()).double().mean())
 print(f"sign right for {agree:.0%} of {len(predicted)} replacements")
