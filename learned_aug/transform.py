@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable
 from os import PathLike
 from typing import Any, NamedTuple, cast
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import PIL.Image
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
@@ -74,7 +75,7 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
             raise ValueError(f"strength must be finite, got {strength}")
         self.augmenter = augmenter if isinstance(augmenter, Augmenter) else Augmenter(augmenter)
         self.p, self.strength = p, strength
-        self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
+        self._compiled: _Compiled | None = None
 
     @classmethod
     def from_pretrained(
@@ -117,8 +118,10 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         """What torchvision makes of :meth:`make_params` and :meth:`transform` for a PIL image alone, in fewer steps."""
         if self.strength == 0 or (self.p < 1 and torch.rand(1) >= self.p):
             return image
-        side = self.augmenter.config.size
-        augment = self._compiled if self._compiled and image.size == (side, side) else self._augment_pixels
+        compiled = self._compiled
+        augment: Callable[[Tensor, Tensor], Tensor] = self._augment_pixels
+        if compiled is not None and compiled.stands_for(self, image.size):
+            augment = compiled.run
         pixels = self._pixels(image)[None]
         return _to_pil(augment(pixels, self.augmenter.draw_noise(1, device=pixels.device))[0])
 
@@ -131,20 +134,11 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
     def compile(self) -> None:
         """Compile what happens to single PIL images of the augmenter's own size, which then takes half the time.
 
-        It takes half a minute and a C++ compiler. Call it in the main process, before a DataLoader forks its workers;
-        copies, and so spawned workers, go without. All other inputs are as before, and draws stay the same.
+        It takes about half a minute and a C++ compiler. Call it in the main process, before a DataLoader forks its
+        workers; copies, and so spawned workers, go without. Draws stay the same, and all other inputs are as before, as
+        is everything once weights or `strength` change: call it again.
         """
-        config = self.augmenter.config
-        self._compiled = torch.compile(self._augment_pixels, fullgraph=True, dynamic=False)
-        pixels = torch.zeros(1, config.size, config.size, config.channels, dtype=torch.uint8).permute(0, 3, 1, 2)
-        noise = torch.ones(1, len(config.stages), config.tau_dim)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as many as a worker has
-        try:
-            with torch.inference_mode():
-                self._compiled(pixels, noise)
-        finally:
-            torch.set_num_threads(threads)
+        self._compiled = _Compiled(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_compiled": None}
@@ -266,6 +260,44 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
+
+
+class _Compiled:
+    """What :meth:`LearnedAugment.compile` made, and the state that it stands for."""
+
+    def __init__(self, transform: LearnedAugment) -> None:
+        augmenter = transform.augmenter
+        self.size, self.strength = (augmenter.config.size,) * 2, transform.strength
+        self.weights = [*augmenter.parameters(), *augmenter.buffers()]
+        self.versions = [tensor._version for tensor in self.weights]
+        pixels = transform._pixels(PIL.Image.new(MODES[augmenter.config.channels], self.size))[None]
+        noise = augmenter.draw_noise(1, generator=torch.Generator())
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as many as a worker has
+        try:
+            # Ahead of time, since what torch.compile checks at each call takes as long as all the arithmetic.
+            with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+                program = torch.export.export(_PixelAugmenter(transform), (pixels, noise), strict=False)
+                package = torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/augment.pt2")
+                self.run: Callable[[Tensor, Tensor], Tensor] = torch._inductor.aoti_load_package(package)
+        finally:
+            torch.set_num_threads(threads)
+
+    def stands_for(self, transform: LearnedAugment, size: tuple[int, int]) -> bool:
+        """Whether it gives what `transform` would for a PIL image of a size (width, height)."""
+        unchanged = transform.strength == self.strength and [t._version for t in self.weights] == self.versions
+        return size == self.size and unchanged
+
+
+class _PixelAugmenter(nn.Module):
+    """The function that is compiled, as export wants it."""
+
+    def __init__(self, transform: LearnedAugment) -> None:
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, pixels: Tensor, noise: Tensor) -> Tensor:
+        return self.transform._augment_pixels(pixels, noise)
 
 
 class _Drawn(NamedTuple):

@@ -415,7 +415,7 @@ def test_masks_follow_the_dense_flow_pixel_by_pixel():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # the compiler's own libraries warn of their future
-def test_compiled_it_gives_pil_images_the_same_draws_and_copies_go_without():
+def test_compiled_it_gives_pil_images_the_same_draws_until_it_changes_and_copies_go_without():
     aug = transform(p=0.9, mean=(0.5,), std=(0.2,))
     compiled = copy.deepcopy(aug)
     compiled.compile()
@@ -424,4 +424,15 @@ def test_compiled_it_gives_pil_images_the_same_draws_and_copies_go_without():
         assert np.abs(one - two).max() <= 1  # of 255: rounding
         assert (one != two).mean() < 0.01
     copied = pickle.loads(pickle.dumps(compiled))
+    assert copied._compiled is None
     assert seeded(copied, pil()) == seeded(aug, pil())
+    compiled._compiled.run = None  # which raises, if called
+    with pytest.raises(TypeError):
+        seeded(compiled, pil())
+    for change in (
+        lambda a: a.augmenter.stages[0].encoder.convs[0].weight.mul_(2),
+        lambda a: setattr(a, "strength", 0.5),
+    ):
+        change(aug)
+        change(compiled)
+        assert seeded(compiled, pil()) == seeded(aug, pil())
