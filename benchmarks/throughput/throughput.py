@@ -2,26 +2,33 @@
 
     python benchmarks/throughput/throughput.py --out benchmarks/throughput/results/cpu.json
 
-Each round runs every contender once, one after the other, so that a busy machine slows them alike; ratios are taken
-within a round, and the medians and quartiles over rounds are reported, with wall time and with the CPU time of this
-process (which other processes disturb less). Random policies cost what they drew: a call draws for each image (PIL), or
-for each batch (torchvision and kornia on tensors). kornia (0.9) is measured if installed: `pip install kornia`.
+Each round runs every contender, one after the other and from the same seed, so that a busy machine slows them alike.
+Random policies cost what they drew, for each image (PIL) or for a whole batch (torchvision and kornia on tensors), so
+those that draw for a batch are called 8 times a round; speeds are ratios of mean times over all rounds, with 95 %
+intervals from resampling the rounds. Times are of the wall clock, and of the CPU for this process, which other
+processes disturb less. kornia (0.9) is measured if installed: `pip install kornia`.
 
+--compile adds what is compiled: LearnedAugment.compile() for PIL images at 32 px, torch.compile for the Augmenter.
 --device cuda times tensors on the GPU instead. --steps adds training steps of ResNet-56, Wide-ResNet-28-10
 and ResNet-50, and what share of them the augmentation is.
 """
+
+from __future__ import annotations
 
 import argparse
 import datetime
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torchvision
@@ -39,7 +46,19 @@ except ImportError:
     kornia = None
 
 BATCH = {32: 256, 224: 16}
-REFERENCE = "TrivialAugmentWide, PIL each"
+REFERENCES = [  # those that are there
+    "TrivialAugmentWide, PIL each",
+    "TrivialAugmentWide, uint8 batch, one draw",
+    "kornia RandAugment, float batch",
+]
+
+
+class Contender(NamedTuple):
+    """What is timed."""
+
+    call: Callable[[], object]
+    images: int  # of a call
+    calls: int = 1  # of a round
 
 
 def augmenter(size: int, device: str) -> Augmenter:
@@ -57,18 +76,17 @@ def photographs(size: int) -> torch.Tensor:
     return (images + 20 * torch.randn(images.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
 
 
-def contenders(size: int, device: str, compile_too: bool) -> dict:
-    """Name -> (function, images per call)."""
+def contenders(size: int, device: str, compile_too: bool) -> dict[str, Contender]:
     bytes_ = photographs(size).to(device)
     floats = bytes_ / 255
     ours = augmenter(size, device)
     found = {
-        "Augmenter, float batch": (lambda: ours(floats), len(floats)),
-        "LearnedAugment, uint8 batch": (lambda: LearnedAugment(ours)(bytes_), len(bytes_)),
+        "Augmenter, float batch": Contender(lambda: ours(floats), len(floats)),
+        "LearnedAugment, uint8 batch": Contender(lambda: LearnedAugment(ours)(bytes_), len(bytes_)),
     }
     if compile_too:
         compiled = torch.compile(ours, fullgraph=True)
-        found["Augmenter compiled, float batch"] = (lambda: compiled(floats), len(floats))
+        found["Augmenter compiled, float batch"] = Contender(lambda: compiled(floats), len(floats))
     policies = {
         "TrivialAugmentWide": v2.TrivialAugmentWide(),
         "RandAugment": v2.RandAugment(),
@@ -78,15 +96,17 @@ def contenders(size: int, device: str, compile_too: bool) -> dict:
     }
     if device == "cpu":
         pil = [v2.functional.to_pil_image(image) for image in bytes_]
-        each = LearnedAugment(ours)
-        policies = {"LearnedAugment": each, **policies}
+        policies = {"LearnedAugment": LearnedAugment(ours), **policies}
+        if compile_too and size == 32:
+            policies["LearnedAugment compiled"] = LearnedAugment(ours)
+            policies["LearnedAugment compiled"].compile()
         for name, policy in policies.items():
-            few = {"AugMix": 16, "ElasticTransform + ColorJitter": 8 if size < 100 else 2}.get(name, 64)
-            some = pil[:few]
-            found[f"{name}, PIL each"] = (lambda p=policy, some=some: [p(image) for image in some], len(some))
+            some = pil[: {"AugMix": 16, "ElasticTransform + ColorJitter": 8 if size < 100 else 2}.get(name, 64)]
+            call = lambda policy=policy, some=some: [policy(image) for image in some]  # noqa: E731
+            found[f"{name}, PIL each"] = Contender(call, len(some), 4 if len(some) < 64 and size < 100 else 1)
     else:
         for name, policy in policies.items():
-            found[f"{name}, uint8 batch, one draw"] = (lambda p=policy: p(bytes_), len(bytes_))
+            found[f"{name}, uint8 batch, one draw"] = Contender(lambda p=policy: p(bytes_), len(bytes_), 8)
     if kornia is not None:
         batches = {
             "kornia TrivialAugment": kornia_auto.TrivialAugment(),
@@ -96,7 +116,8 @@ def contenders(size: int, device: str, compile_too: bool) -> dict:
             ),
         }
         for name, policy in batches.items():
-            found[f"{name}, float batch"] = (lambda p=policy: p(floats), len(floats))
+            calls = 1 if "Elastic" in name else 8
+            found[f"{name}, float batch"] = Contender(lambda p=policy: p(floats), len(floats), calls)
     return found
 
 
@@ -106,33 +127,49 @@ def processor() -> str:
     return models[0].partition(":")[2].strip() if models else platform.processor() or platform.machine()
 
 
-def seconds(function, device: str) -> tuple[float, float]:
+def seconds(function: Callable[[], object], device: str, calls: int = 1) -> tuple[float, float]:
+    """Wall and CPU time."""
     wall, cpu = time.perf_counter(), time.process_time()
-    function()
+    for _ in range(calls):
+        function()
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def measure(found: dict, rounds: int, device: str, reference: str) -> dict:
-    times = {name: [] for name in found}
+def ratio_of_means(above: list[float], below: list[float]) -> list[float]:
+    """Of paired times, with a 95 % interval from resampling the pairs."""
+    pairs = torch.tensor([above, below], dtype=torch.float64)
+    chosen = torch.randint(len(above), (10_000, len(above)), generator=torch.Generator().manual_seed(0))
+    top, bottom = pairs[:, chosen].mean(2)
+    low, high = (top / bottom).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return [round(float(value), 3) for value in (pairs[0].mean() / pairs[1].mean(), low, high)]
+
+
+def measure(found: dict[str, Contender], rounds: int, device: str) -> dict:
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in found}
     for k in range(rounds + 1):  # the first warms up
-        for name, (function, images) in found.items():
-            wall, cpu = seconds(function, device)
+        for name, contender in found.items():
+            torch.manual_seed(k)
+            random.seed(k)
+            spent = seconds(contender.call, device, contender.calls)
             if k:
-                times[name].append((wall / images, cpu / images))
+                times[name].append(tuple(t / contender.images / contender.calls for t in spent))
+    walls, cpus = ({name: [pair[c] for pair in pairs] for name, pairs in times.items()} for c in (0, 1))
     result = {}
-    for name, pairs in times.items():
-        wall, cpu = zip(*pairs, strict=True)
-        ratios = [[b[c] / a[c] for a, b in zip(pairs, times[reference], strict=True)] for c in (0, 1)]
+    for name in found:
         result[name] = {
-            "microseconds_per_image": round(statistics.median(wall) * 1e6, 1),
-            "quartiles": [round(q * 1e6, 1) for q in statistics.quantiles(wall, n=4)[::2]],
-            "cpu_microseconds_per_image": round(statistics.median(cpu) * 1e6, 1),
-            "images_per_second": round(1 / statistics.median(wall)),
-            "speed_over_reference": round(statistics.median(ratios[0]), 3),
-            "cpu_speed_over_reference": round(statistics.median(ratios[1]), 3) if device == "cpu" else None,
+            "mean_microseconds_per_image": round(statistics.mean(walls[name]) * 1e6, 1),
+            "microseconds_per_image": round(statistics.median(walls[name]) * 1e6, 1),
+            "quartiles": [round(q * 1e6, 1) for q in statistics.quantiles(walls[name], n=4)[::2]],
+            "cpu_mean_microseconds_per_image": round(statistics.mean(cpus[name]) * 1e6, 1),
+            "images_per_second": round(1 / statistics.mean(walls[name])),
         }
+        for reference in REFERENCES:
+            if reference in found:
+                of_means = ratio_of_means(walls[reference], walls[name])
+                of_cpu_means = ratio_of_means(cpus[reference], cpus[name]) if device == "cpu" else None
+                result[name][f"speed over {reference}"] = {"wall": of_means, "cpu": of_cpu_means}
     return result
 
 
@@ -197,7 +234,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--compile", action="store_true", help="also the compiled Augmenter")
+    parser.add_argument("--compile", action="store_true", help="also what can be compiled")
     parser.add_argument("--steps", type=int, default=0, metavar="N", help="also N training steps of each network")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     args = parser.parse_args()
@@ -220,17 +257,16 @@ def main() -> None:
         "load_before": os.getloadavg(),
         "results": {},
     }
-    reference = REFERENCE if args.device == "cpu" else "TrivialAugmentWide, uint8 batch, one draw"
     for size in args.sizes:
-        found = contenders(size, args.device, args.compile)
-        results = report["results"][str(size)] = measure(found, args.rounds, args.device, reference)
-        print(f"\n{size} px, batches of {BATCH[size]}; speed relative to {reference}")
+        results = report["results"][str(size)] = measure(
+            contenders(size, args.device, args.compile), args.rounds, args.device
+        )
+        print(f"\n{size} px, batches of {BATCH[size]}; mean microseconds per image; times as fast as ... [95 %]")
         for name, r in results.items():
-            print(
-                f"{name:45s} {r['microseconds_per_image']:10.1f} us per image {r['images_per_second']:9d} images/s   "
-                f"x {r['speed_over_reference']:.2f} (CPU time x {r['cpu_speed_over_reference']})",
-                flush=True,
-            )
+            clock = "cpu" if args.device == "cpu" and args.threads == 1 else "wall"
+            speeds = {k.removeprefix("speed over "): v[clock] for k, v in r.items() if k.startswith("speed over")}
+            shown = "   ".join(f"{k} x {v[0]:.2f} [{v[1]:.2f}, {v[2]:.2f}]" for k, v in speeds.items())
+            print(f"{name:45s} {r['mean_microseconds_per_image']:10.1f}   {shown}", flush=True)
     if args.steps:
         report["training_steps"] = training_steps(args.device, args.steps, report["results"])
     report["load_after"] = os.getloadavg()
