@@ -156,6 +156,19 @@ def test_fit_that_died_anywhere_goes_on_to_the_same_end(fitted, stage, step):
     assert resumed_at == step if stage in ("pretrain", "maximize") else resumed_at <= 1
 
 
+def test_both_objectives_of_stage_3_resume(fitted, tiny):
+    for objective in ("linear", "dropout"):
+        config = dataclasses.replace(tiny, maximize=MaximizeConfig(objective=objective, steps=4, batch_size=16))
+
+        def die(event):
+            if (event.stage, event.step) == ("maximize", 3):
+                raise Killed
+
+        with pytest.raises(Killed):
+            fitted(objective, config=config, on_event=die)
+        assert_equal(fitted(objective, config=config), fitted(folder=None, config=config))
+
+
 def test_resumed_loader_goes_on_where_it_was(fitted, few):
     def loaders():
         generator = torch.Generator().manual_seed(4)
@@ -209,7 +222,7 @@ def changed(part, spoil):
 CHANGES = {
     "setting": (
         lambda m, f, t: {"config": dataclasses.replace(t, maximize=MaximizeConfig(lr=1e-3))},
-        "config.maximize.lr was 0.0002, is 0.001",
+        "config.maximize.lr was None, is 0.001",
     ),
     "solver": (
         lambda m, f, t: {"config": dataclasses.replace(t, influence=InfluenceConfig(solver=CG()))},
