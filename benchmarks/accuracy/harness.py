@@ -29,8 +29,18 @@ from learned_aug import AugmenterConfig, fit
 from learned_aug.fit import DrawChoice, FitConfig, InfluenceConfig, MaximizeConfig, PretrainConfig
 
 RULES = {"best": DrawChoice, "worst": Worst, "hardest": Hardest, "random": Random}
-NO_STEPS = MaximizeConfig(steps=0)
-FITS = {"linear": MaximizeConfig(label_weight=0.0, trust_weight=0.0), "anchored": MaximizeConfig()}
+UNTRAINED, UNMAXIMIZED = PretrainConfig(steps=0), MaximizeConfig(steps=0)
+STAGES = {  # of the fit that gives an augmenter: what differs from FitConfig
+    "untrained": {"pretrain": UNTRAINED, "maximize": UNMAXIMIZED},
+    "pretrained": {"maximize": UNMAXIMIZED},
+    "fitted": {},
+    "fitted, not pretrained": {"pretrain": UNTRAINED},
+    "linear": {"maximize": MaximizeConfig(objective="linear", steps=200, batch_size=128)},
+    **{
+        f"fitted, tilt {tilt:g}": {"pretrain": UNTRAINED, "maximize": MaximizeConfig(tilt=tilt)}
+        for tilt in (0.75, 1.5, 3.0, 6.0)
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +48,11 @@ class Arm:
     """How the training images of an arm are made."""
 
     baseline: str | None = None  # of all images, one draw each: a name of Task.baselines
-    source: str | None = None  # of the augmenter of a share of them: "untrained", "pretrained", a name of FITS, or
+    source: str | None = None  # of the augmenter of a share of them: a name of STAGES, or
     # another name of Task.baselines, which then is what the choice is among
     choice: dict[str, Any] | None = None  # among its draws: rule, draws, every, and settings of InfluenceConfig
     config: dict[str, Any] = dataclasses.field(default_factory=dict)  # what differs from Task.config
+    reverse: bool = False  # what the dropout has learned: a control
     labelled: str = "train"  # "all": trained on the images that the influence reads as well
 
 
@@ -98,14 +109,8 @@ def evaluate(model, images, labels):
 
 def fit_config(seed, source, args):
     """Of the fit that gives an augmenter; the untrained one needs no steps."""
-    pretrain = PretrainConfig(steps=0) if source not in (*FITS, "pretrained") else PretrainConfig()
-    return FitConfig(
-        seed=seed,
-        spread_pixels=args.pixels,
-        **({"spread_color": args.color} if hasattr(args, "color") else {}),
-        pretrain=pretrain,
-        maximize=FITS.get(source, NO_STEPS),
-    )
+    color = {"spread_color": args.color} if hasattr(args, "color") else {}
+    return FitConfig(seed=seed, spread_pixels=args.pixels, **color, **STAGES[source])
 
 
 def fitted(task, data, args, seed, arm, model):
@@ -121,6 +126,10 @@ def fitted(task, data, args, seed, arm, model):
         config=fit_config(seed, arm.source, args),
         progress=False,
     )
+    if arm.reverse:
+        for stage in result.augmenter.stages:
+            for values in stage.encoder.keep[-1].parameters():
+                values.neg_()
     return result.augmenter, result.diagnostics["fitted"], time.perf_counter() - begin
 
 
@@ -146,7 +155,7 @@ def run(task, args, seed, done):
         if (name, seed, json.dumps(settings, sort_keys=True)) in done:
             continue
         arm = task.arms[name]
-        key = (arm.source, *arm.config.items())
+        key = (arm.source, arm.reverse, *arm.config.items())
         if arm.source in task.baselines and arm.source is not None:
             policy = task.baselines[arm.source]
             fits[key] = (lambda x, policy=policy: torch.stack([policy(image) for image in x])), None, 0.0
@@ -170,7 +179,9 @@ def run(task, args, seed, done):
             "val_loss": scores["choosing"][1],
             "seconds": round(seconds, 1),
             "fit_seconds": arm.source and round(fit_seconds, 1),
-            "fit": arm.source and dataclasses.asdict(fit_config(seed, arm.source, args)),
+            "fit": arm.source and dataclasses.asdict(fit_config(seed, arm.source, args))
+            if arm.source in STAGES
+            else None,
             "choice": arm.choice,
             "diagnostics": diagnostics,
             "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},

@@ -50,11 +50,16 @@ ARMS = {
     "untrained": Arm("crop", "untrained"),
     "pretrained": Arm("crop", "pretrained"),
     "linear (paper)": Arm("crop", "linear"),
-    "anchored": Arm("crop", "anchored"),
+    "fitted": Arm("crop", "fitted"),
+    "fitted, not pretrained": Arm("crop", "fitted, not pretrained"),
+    "fitted, reversed": Arm("crop", "fitted", reverse=True),
     "best of 2": Arm("crop", "untrained", {}),
     "worst of 2": Arm("crop", "untrained", {"rule": "worst"}),
     "hardest of 2": Arm("crop", "untrained", {"rule": "hardest"}),
     "random of 2": Arm("crop", "untrained", {"rule": "random"}),
+    "fitted, best of 2": Arm("crop", "fitted", {}),
+    # For choosing settings.
+    **{f"fitted, tilt {tilt:g}": Arm("crop", f"fitted, tilt {tilt:g}") for tilt in (0.75, 1.5, 3.0, 6.0)},
     "best of 4": Arm("crop", "untrained", {"draws": 4}),
     "best of 2, damped": Arm("crop", "untrained", {"damping": 10.0, "weight_decay": 1e-3}),
 }
