@@ -86,7 +86,7 @@ def fit(
     is yours: use the augmenter in your own training, or :func:`learned_aug.fit.retrain`.
 
     **Randomness.** All draws follow from ``config.seed``, those of the baseline and of the data sets' own transforms as
-    well: torch's, Python's and NumPy's global generators are seeded while these run, and are given back as they were.
+    well: torch's (on the CPU), Python's and NumPy's global generators are seeded while these run, and given back after.
 
     **Memory**, beyond the model's own: of N images, D features and K classes 4 N D bytes of features (2 N D with
     ``InfluenceConfig(cache_dtype=torch.float16)``) and 8 N K of probabilities, then some ten times 8 K (D + 1) and four
