@@ -93,7 +93,7 @@ print(f"sign right for {agree:.0%} of {len(predicted)} replacements")
 # Stage 1 trains E and G, as a relativistic GAN, to make images that look like the baseline's crops. In stage 3 E
 # learns for each image which units of the code to keep more often, and which less, so that draws come up which lower
 # the validation loss, as the influence predicts it. (The paper moves E and G themselves along the influence, which is
-# `FitConfig(objective="linear")`; the README says how both do.)
+# `MaximizeConfig(objective="linear")`; the README says how both do.)
 
 # %%
 config = FitConfig(pretrain=PretrainConfig(steps=STEPS // 4), maximize=MaximizeConfig(steps=STEPS // 4))

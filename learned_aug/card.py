@@ -86,7 +86,7 @@ def render(facts: CardFacts, config: AugmenterConfig, files: Mapping[str, bytes]
         facts: see :class:`CardFacts`.
         config: of the augmenter.
         files: the weight files, for their SHA-256.
-        source: what ``from_pretrained`` takes: "org/name", or "./folder".
+        source: what ``from_pretrained`` takes: "org/name", "./folder", or a name of ``list_pretrained``.
 
     Raises:
         ValueError: if a picture is no PNG file.
@@ -114,7 +114,11 @@ def render(facts: CardFacts, config: AugmenterConfig, files: Mapping[str, bytes]
     channels = "1 channel" if config.channels == 1 else f"{config.channels} channels"
     kind = f"{channels}, fitted at {config.size}x{config.size} pixels; other sizes work"
     # A card cannot name the commit that it is part of.
-    pin = "" if source.startswith(".") else "To pin it, add `revision=` with a commit of this repository. "
+    pin = (
+        ""
+        if source.startswith(".") or "/" not in source
+        else "To pin it, add `revision=` with a commit of this repository. "
+    )
     settings = {**facts.settings, **{f"config.{k}": v for k, v in config.to_dict().items()}}
     text = f"""---
 {data.to_yaml()}
@@ -184,7 +188,8 @@ def published(folder: Path, repo_id: str) -> dict[str, bytes]:
         return {}
     text = (folder / CARD_NAME).read_text(encoding="utf-8")
     name = folder.resolve().name
-    text = text.replace(f'from_pretrained("./{name}")', f'from_pretrained("{repo_id}")')
+    for source in (f"./{name}", name):
+        text = text.replace(f'from_pretrained("{source}")', f'from_pretrained("{repo_id}")')
     text = re.sub(rf"^# {re.escape(name)}$", f"# {repo_id.rsplit('/', 1)[-1]}", text, count=1, flags=re.M)
     shown = {link for link in re.findall(r"!\[[^]]*\]\(([^)/]+\.png)\)", text) if (folder / link).is_file()}
     return {CARD_NAME: text.encode(), **{link: (folder / link).read_bytes() for link in sorted(shown)}}

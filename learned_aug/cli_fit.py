@@ -86,6 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--batch-size", metavar="N", type=int, default=MaximizeConfig().batch_size, help="of stage 3 (%(default)s)"
     )
+    group.add_argument(
+        "--objective", choices=("dropout", "linear"), default="dropout", help="linear: the paper's (%(default)s)"
+    )
     group.add_argument("--seed", metavar="N", type=int, default=0, help="of everything (%(default)s)")
     group.add_argument(
         "--device", metavar="NAME", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)"
@@ -111,7 +114,7 @@ def run(args: argparse.Namespace) -> str:
     config = FitConfig(
         seed=args.seed,
         pretrain=PretrainConfig(steps=args.pretrain_steps),
-        maximize=MaximizeConfig(steps=args.steps, batch_size=args.batch_size),
+        maximize=MaximizeConfig(objective=args.objective, steps=args.steps, batch_size=args.batch_size),
     )
     schedule = None if args.train_steps is None else RetrainConfig(steps=args.train_steps)
     args.out.mkdir(parents=True, exist_ok=True)

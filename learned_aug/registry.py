@@ -32,10 +32,10 @@ class Pretrained:
         bytes: of both files.
         licence: of the weights.
         error: test error of classifiers retrained with it, beside its controls, with spread and number of runs.
-        repo_id: where it is published, "org/name".
-        revision: the commit there, 40 hexadecimal digits.
         config_sha256: of config.json.
         weights_sha256: of model.safetensors.
+        repo_id: where it is published, "org/name"; None if it only comes with the package.
+        revision: the commit there, 40 hexadecimal digits; None, and only then, without `repo_id`.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Pretrained:
     bytes: int
     licence: str
     error: str
-    repo_id: str
-    revision: str
     config_sha256: str
     weights_sha256: str
+    repo_id: str | None = None
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse an entry that could not be found, or whose files could be exchanged."""
@@ -58,8 +58,10 @@ class Pretrained:
             "config_sha256": "[0-9a-f]{64}",
             "weights_sha256": "[0-9a-f]{64}",
         }
+        if self.repo_id is None and self.revision is None:
+            del patterns["repo_id"], patterns["revision"]
         for field, pattern in patterns.items():
-            if not re.fullmatch(pattern, getattr(self, field)):
+            if not re.fullmatch(pattern, getattr(self, field) or ""):
                 raise ValueError(f"{field} must match {pattern}, got {getattr(self, field)!r}")
 
     def __str__(self) -> str:
@@ -151,10 +153,16 @@ def load(
         files, where = weights.read(folder), str(folder)
         for name, pin in found.pins.items():
             if (got := weights.sha256(files[name])) != pin:
-                raise WeightsError(
-                    f"{folder / name} has SHA-256 {got}, expected {pin}; install learned-aug again, or use the "
-                    f"published copy, from_pretrained({found.repo_id!r}, revision={found.revision!r})"
-                )
+                remedy = "install learned-aug again"
+                if found.repo_id is not None:
+                    copy = f"from_pretrained({found.repo_id!r}, revision={found.revision!r})"
+                    remedy += f", or use the published copy, {copy}"
+                raise WeightsError(f"{folder / name} has SHA-256 {got}, expected {pin}; {remedy}")
+    elif found.repo_id is None:
+        raise WeightsError(
+            f"the weights {str(source)!r} come with the package, whose folder pretrained/ lacks them; install "
+            "learned-aug again"
+        )
     else:
         pins = found.pins if isinstance(found, Pretrained) else None
         fetched = hub.fetch(

@@ -352,13 +352,15 @@ def server(monkeypatch, tmp_path):
         yield server
 
 
-def test_push_publishes_the_card_as_edited_with_its_pictures_under_the_new_name(fitted, server, tmp_path, capsys):
+@pytest.mark.parametrize("named", ["./mine", "mine"])  # as a folder, and as pretrained weights are
+def test_push_publishes_the_edited_card_with_its_pictures_under_the_new_name(fitted, server, tmp_path, capsys, named):
     mine = tmp_path / "mine"
     Augmenter.from_pretrained(fitted / "augmenter").save_pretrained(
         mine, card=CardFacts(pictures={fitted / "augmenter" / "diversity.png": "Draws"})
     )
     text = (mine / "README.md").read_text()
-    (mine / "README.md").write_text(text.replace("## Limits\n\nNot stated.", "## Limits\n\nDigits only."))
+    text = text.replace("## Limits\n\nNot stated.", "## Limits\n\nDigits only.").replace('"./mine"', f'"{named}"')
+    (mine / "README.md").write_text(text)
     (mine / "notes.png").write_bytes(b"not in the card")
     assert cli.main(["push", str(mine), "me/digits", "--private", "--message", "First"]) == 0
     repo = server.repos["me/digits"]

@@ -158,6 +158,13 @@ def test_an_entry_that_pins_nothing_is_refused(files, field, value):
         entry(files, **{field: value})
 
 
+@pytest.mark.parametrize("values", [{"repo_id": None}, {"revision": None}, {"repo_id": None, "revision": "main"}])
+def test_an_entry_is_published_at_a_commit_or_not_at_all(files, values):
+    assert entry(files, repo_id=None, revision=None).repo_id is None
+    with pytest.raises(ValueError, match=r"repo_id|revision"):
+        entry(files, **values)
+
+
 def test_an_entry_reads_well(files):
     assert str(entry(files)) == (
         "digits-cnn: MNIST, four convolutions, 2.5 +- 0.2 %, control 2.6 +- 0.1 %, n = 5, 0.0 MiB, Apache-2.0"
@@ -222,6 +229,21 @@ def test_bundled_weights_load_fast(tmp_path, monkeypatch):
         Augmenter.from_pretrained("digits-cnn")
         seconds.append(time.perf_counter() - begin)
     assert min(seconds) < 0.15  # the bar is .05 on a free machine
+
+
+@pytest.fixture
+def unpublished(monkeypatch, files):
+    monkeypatch.setattr(registry, "PRETRAINED", (entry(files, repo_id=None, revision=None),))
+
+
+def test_unpublished_weights_load_from_the_bundle_and_nowhere_else(package, unpublished, augmenter, no_network):
+    with pytest.raises(WeightsError, match=r"'digits-cnn' come with the package.*lacks them; install"):
+        Augmenter.from_pretrained("digits-cnn")
+    augmenter.save_pretrained(in_wheel(package) / "digits-cnn")
+    assert same(Augmenter.from_pretrained("digits-cnn"), augmenter)
+    (in_wheel(package) / "digits-cnn" / CONFIG_NAME).write_text("{}")
+    with pytest.raises(WeightsError, match=r"install learned-aug again$"):
+        Augmenter.from_pretrained("digits-cnn")
 
 
 # Without a bundle: the pinned commit on the Hub
