@@ -93,7 +93,7 @@ def run(out: Path, *, seed: int = 0, quick: bool = False, progress: bool = True)
     share = 10 if quick else 1
     schedule = RetrainConfig(steps=1000 // share)
     config = FitConfig(
-        seed=seed, pretrain=PretrainConfig(steps=300 // share), maximize=MaximizeConfig(steps=200 // share)
+        seed=seed, pretrain=PretrainConfig(steps=300 // share), maximize=MaximizeConfig(steps=600 // share)
     )
     errors: dict[str, dict[str, float]] = {}
     with ProgressBars() as bars:

@@ -25,7 +25,7 @@ from paired import compare
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from learned_aug import AugmenterConfig, fit
+from learned_aug import Augmenter, AugmenterConfig, fit, list_pretrained
 from learned_aug.fit import DrawChoice, FitConfig, InfluenceConfig, MaximizeConfig, PretrainConfig
 
 RULES = {"best": DrawChoice, "worst": Worst, "hardest": Hardest, "random": Random}
@@ -48,8 +48,9 @@ class Arm:
     """How the training images of an arm are made."""
 
     baseline: str | None = None  # of all images, one draw each: a name of Task.baselines
-    source: str | None = None  # of the augmenter of a share of them: a name of STAGES, or
-    # another name of Task.baselines, which then is what the choice is among
+    # Of the augmenter of a share of them: a name of STAGES or of pretrained weights; or a name of Task.baselines, which
+    # then takes its place.
+    source: str | None = None
     choice: dict[str, Any] | None = None  # among its draws: rule, draws, every, and settings of InfluenceConfig
     config: dict[str, Any] = dataclasses.field(default_factory=dict)  # what differs from Task.config
     reverse: bool = False  # what the dropout has learned: a control
@@ -150,7 +151,7 @@ def run(task, args, seed, done):
     data["all"] = tuple(torch.cat(pair) for pair in zip(data["train"], data["influence"], strict=True))
     settings = settings_of(args)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    model, fits = None, {}
+    model, model_seconds, fits = None, 0.0, {}
     for name in args.arms:
         if (name, seed, json.dumps(settings, sort_keys=True)) in done:
             continue
@@ -159,15 +160,22 @@ def run(task, args, seed, done):
         if arm.source in task.baselines and arm.source is not None:
             policy = task.baselines[arm.source]
             fits[key] = (lambda x, policy=policy: torch.stack([policy(image) for image in x])), None, 0.0
+        elif arm.source in (entry.name for entry in list_pretrained()):
+            fits[key] = Augmenter.from_pretrained(arm.source), None, 0.0
         elif arm.source is not None and key not in fits:
             if model is None:
+                begin = time.perf_counter()
                 model = train(task, data["train"], args, seed, task.baselines[task.heuristic], None)
+                model_seconds = time.perf_counter() - begin
             fits[key] = fitted(task, data, args, seed, arm, model)
         augmenter, diagnostics, fit_seconds = fits.get(key, (None, None, None))
         begin = time.perf_counter()
         augment = augmentation(task, augmenter, arm.choice, data) if arm.source else None
-        final = train(task, data[arm.labelled], args, seed, task.baselines[arm.baseline], augment)
-        seconds = time.perf_counter() - begin
+        if arm == Arm(task.heuristic) and model is not None:
+            final, seconds = model, model_seconds
+        else:
+            final = train(task, data[arm.labelled], args, seed, task.baselines[arm.baseline], augment)
+            seconds = time.perf_counter() - begin
         scores = {part: evaluate(final, *data[part]) for part in ("choosing", "test")}
         row = {
             "arm": name,

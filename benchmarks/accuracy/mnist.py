@@ -58,6 +58,7 @@ ARMS = {
     "hardest of 2": Arm("crop", "untrained", {"rule": "hardest"}),
     "random of 2": Arm("crop", "untrained", {"rule": "random"}),
     "fitted, best of 2": Arm("crop", "fitted", {}),
+    "mnist-cnn4": Arm("crop", "mnist-cnn4"),  # the pretrained weights, fitted once, to the images of seed 0
     # For choosing settings.
     **{f"fitted, tilt {tilt:g}": Arm("crop", f"fitted, tilt {tilt:g}") for tilt in (0.75, 1.5, 3.0, 6.0)},
     "best of 4": Arm("crop", "untrained", {"draws": 4}),

@@ -81,9 +81,10 @@ def fit(
     """Fit an augmentation network to a trained classifier.
 
     s_val is solved on the features of `train` and `val` that enter the model's last Linear (stage 2, first because it
-    needs no augmenter); a calibrated random augmenter is trained to mimic the baseline augmentation (stage 1), then to
-    lower the validation loss that the influence predicts (stage 3). Stage 4, training a classifier on augmented images,
-    is yours: use the augmenter in your own training, or :func:`learned_aug.fit.retrain`.
+    needs no augmenter); a calibrated random augmenter is trained to mimic the baseline augmentation (stage 1); then E
+    learns which of its draws of each image lower the validation loss, as the influence predicts (stage 3). Stage 4,
+    training a classifier on augmented images, is yours: use the augmenter in your own training, or
+    :func:`learned_aug.fit.retrain`.
 
     **Randomness.** All draws follow from ``config.seed``, those of the baseline and of the data sets' own transforms as
     well: torch's (on the CPU), Python's and NumPy's global generators are seeded while these run, and given back after.
