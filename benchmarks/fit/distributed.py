@@ -43,7 +43,7 @@ def add_noise(module):
     generator = torch.Generator().manual_seed(0)
 
     def noise(parameters):
-        for p in parameters:
+        for p in (p for p in parameters if p.grad is not None):
             p.grad.mul_(1 + 1e-6 * torch.randn(p.shape, generator=generator))
 
     module.average_gradients_ = noise
@@ -53,7 +53,7 @@ def run(state, config, noisy=False):
     """Weights, s_val, seconds of each stage and CPU seconds of a fit."""
     torch.set_num_threads(1)
     if noisy:
-        for stage in ("gan", "maximize"):
+        for stage in ("gan", "maximize", "dropout"):
             add_noise(importlib.import_module(f"learned_aug.fit.{stage}"))
     model = all_conv(width=32)
     model.load_state_dict(state)
