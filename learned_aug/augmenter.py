@@ -167,7 +167,7 @@ class Augmenter(nn.Module):
         shape = (batch, len(self.config.stages), self.config.tau_dim)
         # Drawn where the generator lives, so that a CPU generator gives the same noise on every device.
         source = device if generator is None else generator.device
-        noise = torch.rand(shape, device=source, generator=generator)
+        noise = torch.empty(shape, device=source).uniform_(generator=generator)
         return noise if source == device else noise.to(device)
 
     def forward(

@@ -296,6 +296,8 @@ def test_compiles_without_graph_breaks_to_the_same_result(backend, variant):
     compiled = torch.compile(augmenter, fullgraph=True, backend=backend)
     torch.testing.assert_close(compiled(x, noise), augmenter(x, noise), atol=1e-5, rtol=1e-5)
     assert not torch.equal(compiled(x), compiled(x))
+    for batch in (3, 2):  # which makes the number of samples a variable
+        assert compiled(x[:batch]).shape == (batch, 3, 40, 40)
 
 
 @pytest.mark.filterwarnings("default")
