@@ -3,9 +3,9 @@
 # %% [markdown]
 # # The method, step by step
 #
-# Editors such as VS Code and PyCharm run the cells of this file one by one, and `python examples/walkthrough.py` runs
-# them all, in a minute or two on a CPU. The pictures go to `walkthrough/`, or to the folder in the environment variable
-# `WALKTHROUGH_OUT`. The data, 600 training digits and some others, come with the package.
+# Editors such as VS Code and PyCharm run the cells of this file one by one, and `python walkthrough.py`, in its folder,
+# runs them all, in a minute or two on a CPU. The pictures go to `walkthrough/`, or to the folder in the environment
+# variable `WALKTHROUGH_OUT`. The data, 600 training digits and some others, come with the package.
 #
 # The question: which changes of the training images would lower the validation loss of *this* classifier? The answer of
 # the paper: a network that makes the changes, trained on what an influence function predicts for them.
@@ -15,13 +15,14 @@ import os
 from pathlib import Path
 
 import torch
-from pictures import CROP, predicted_and_actual, train
+from pictures import CROP, drawn, predicted_and_actual, train
 from torchvision.transforms import v2
 
 import learned_aug
 from learned_aug import Augmenter, AugmenterConfig, LearnedAugment
 from learned_aug.demo import digits
 from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig, evaluate
+from learned_aug.report import png
 from learned_aug.viz import diversity_grid, fit_curves, influence_scatter, tau_traversal
 
 OUT = Path(os.environ.get("WALKTHROUGH_OUT", "walkthrough"))
@@ -29,6 +30,12 @@ STEPS = int(os.environ.get("WALKTHROUGH_STEPS", "600"))  # of each training
 OUT.mkdir(parents=True, exist_ok=True)
 data = digits()  # "train", "val" and "test": data sets of (image in [0, 1], label)
 images = data["test"].tensors[0][:8]
+
+
+def save(name, picture):
+    """A small PNG file."""
+    (OUT / name).write_bytes(png(picture))
+
 
 # %% [markdown]
 # ## The classifier
@@ -61,10 +68,10 @@ print(f"kept in each of two draws: {kept.float().mean((1, 2)).tolist()}")
 # fetched from, its purity the distance.
 
 # %%
-tau_traversal(untrained, images[1], noise).save(OUT / "traversal.png")
+save("traversal.png", tau_traversal(untrained, images[1], noise))
 
 # %% [markdown]
-# ![From one draw to another](traversal.png)
+# ![From one draw to another](walkthrough/traversal.png)
 #
 # ## Influence
 #
@@ -81,12 +88,12 @@ tau_traversal(untrained, images[1], noise).save(OUT / "traversal.png")
 # %%
 torch.manual_seed(0)
 predicted, actual = predicted_and_actual(model, LearnedAugment(untrained), data["train"], data["val"], count=40)
-influence_scatter(predicted, actual).savefig(OUT / "influence.png", dpi=90)
+save("influence.png", drawn(influence_scatter(predicted, actual)))
 agree = float((predicted.sign() == actual.sign()).double().mean())
 print(f"sign right for {agree:.0%} of {len(predicted)} replacements")
 
 # %% [markdown]
-# ![Predicted against actual](influence.png)
+# ![Predicted against actual](walkthrough/influence.png)
 #
 # ## The fit
 #
@@ -101,15 +108,15 @@ result = learned_aug.fit(model, data["train"], data["val"], baseline=CROP, confi
 print(result)
 
 # %%
-fit_curves(result.history).savefig(OUT / "curves.png", dpi=70)
-diversity_grid(result.augmenter, images, generator=torch.Generator().manual_seed(2)).save(OUT / "draws.png")
+save("curves.png", drawn(fit_curves(result.history)))
+save("draws.png", diversity_grid(result.augmenter, images, generator=torch.Generator().manual_seed(2)))
 
 # %% [markdown]
-# ![Curves of the fit](curves.png)
+# ![Curves of the fit](walkthrough/curves.png)
 #
 # Rows are images, columns are draws, the same in each row; the first column is the original.
 #
-# ![Draws of the fitted augmenter](draws.png)
+# ![Draws of the fitted augmenter](walkthrough/draws.png)
 #
 # ## Training with it
 #

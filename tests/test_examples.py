@@ -1,5 +1,6 @@
 """The examples run, on real digits and with few steps; those of pipelines in test_pipelines, publish in test_hub."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -84,8 +85,9 @@ def test_walkthrough_runs_and_makes_the_pictures_that_its_text_shows(example, tm
     monkeypatch.setenv("WALKTHROUGH_STEPS", "60")
     names = example("walkthrough.py")
     text = (EXAMPLES / "walkthrough.py").read_text()
-    shown = {line.split("(")[1].rstrip(")") for line in text.splitlines() if line.startswith("# ![")}
+    shown = set(re.findall(r"^# !\[.*\]\(walkthrough/(.*)\)$", text, flags=re.M))
     assert shown == {path.name for path in tmp_path.glob("*.png")}
+    assert shown == {path.name for path in (EXAMPLES / "walkthrough").glob("*.png")}
     assert list(names["errors"]) == ["crops", "untrained control", "fitted"]
     assert all(0 < error < 0.8 for error in names["errors"].values())
     assert torch.corrcoef(torch.stack([names["predicted"], names["actual"]]))[0, 1] > 0.8
