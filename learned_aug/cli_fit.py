@@ -158,7 +158,9 @@ def run(args: argparse.Namespace) -> str:
     seconds = time.perf_counter() - started
     errors, pictures = _compare(work, result, model if args.weights is None else None)
     shown = torch.stack([work.data.val[k][0] for k in _spread(len(work.data.val))]).to(args.device)
-    device = torch.cuda.get_device_name() if "cuda" in args.device else platform.machine()
+    device = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    if torch.device(args.device).type == "cuda":
+        device = torch.cuda.get_device_name(args.device)
     counts = {"train": len(work.data.train), "val": len(work.data.val)}
     counts |= {} if work.data.test is None else {"test": len(work.data.test)}
     written = write_report(
@@ -218,20 +220,19 @@ class _Work:
     def trained(self, arm: str, augment: nn.Module | None = None) -> nn.Module:
         """The classifier, trained from that start on the same order."""
         model = self.fresh().to(self.args.device)
+        order = torch.Generator().manual_seed(self.args.seed)
+        data: Dataset[Any] | DataLoader[Any] = self.data.train
+        if self.args.workers:
+            size = min(RetrainConfig().batch_size, len(self.data.train))
+            workers = self.args.workers
+            data = DataLoader(self.data.train, size, shuffle=True, drop_last=True, num_workers=workers, generator=order)
         with ProgressBars() as bars:
 
             def show(event: Event) -> None:
                 bars(dataclasses.replace(event, stage=f"train: {arm}"))
 
-            retrain(
-                model,
-                self.data.train,
-                self.schedule,
-                baseline=self.data.baseline,
-                augment=augment,
-                generator=torch.Generator().manual_seed(self.args.seed),
-                on_event=show,
-            )
+            baseline = self.data.baseline
+            retrain(model, data, self.schedule, baseline=baseline, augment=augment, generator=order, on_event=show)
         return model
 
     def reader(self, data: Dataset[Any]) -> DataLoader[Any]:

@@ -195,7 +195,7 @@ def corrected_samples(
         corner = GAP + (k % columns) * (side + GAP), LINE + 3 * GAP + (k // columns) * (cell + GAP)
         image = images[index]
         _check_shown(image, "(1, H, W) or (3, H, W)", 3)
-        shown = tv.resize(image.float(), [side, side], interpolation=tv.InterpolationMode.BICUBIC).clamp(0, 1)
+        shown = tv.resize(image.cpu().float(), [side, side], interpolation=tv.InterpolationMode.BICUBIC).clamp(0, 1)
         picture.paste(tv.to_pil_image(shown).convert("RGB"), corner)
         text = f"{name(labels[index])}\nnot {name(before[index])}"
         _write(picture, (corner[0], corner[1] + side), text, width=side)
@@ -296,7 +296,7 @@ def _cells(images: Tensor, augmenter: Augmenter, side: int) -> Tensor:
 
 
 def _grid(cells: Tensor, columns: int) -> PIL.Image.Image:
-    image: PIL.Image.Image = tv.to_pil_image(make_grid(cells, nrow=columns, padding=GAP, pad_value=0.5))
+    image: PIL.Image.Image = tv.to_pil_image(make_grid(cells.cpu(), nrow=columns, padding=GAP, pad_value=0.5))
     return image
 
 
