@@ -505,8 +505,11 @@ def _resize(images: Tensor, side: int) -> Tensor:
         while length % (2 * factor) == 0 and length // (2 * factor) >= side:
             factor *= 2
         if factor > 1:
-            first, *rest = images.unflatten(dim, (-1, factor)).unbind(dim)
-            images = sum(rest, first) / factor
+            first, second, *rest = images.unflatten(dim, (-1, factor)).unbind(dim)
+            images = first + second
+            for part in rest:  # in place: fresh memory would cost more than the sums
+                images.add_(part)
+            images.div_(factor)
     if images.shape[-2:] == (side, side):
         return images
     return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
