@@ -4,7 +4,8 @@
     python examples/publish.py FOLDER USER/NAME [--private]
 
 FOLDER is what `save_pretrained` wrote. Replace the facts below by yours: a card that says "Not stated." is honest, but
-helps nobody.
+helps nobody. A folder that has its card already, as `learned-aug fit` writes one with pictures and figures, is
+published as it is by `learned-aug push FOLDER USER/NAME`.
 """
 
 import argparse

@@ -114,11 +114,8 @@ def render(facts: CardFacts, config: AugmenterConfig, files: Mapping[str, bytes]
     channels = "1 channel" if config.channels == 1 else f"{config.channels} channels"
     kind = f"{channels}, fitted at {config.size}x{config.size} pixels; other sizes work"
     # A card cannot name the commit that it is part of.
-    pin = (
-        ""
-        if source.startswith(".") or "/" not in source
-        else "To pin it, add `revision=` with a commit of this repository. "
-    )
+    on_hub = "/" in source and not source.startswith(".")
+    pin = "To pin it, add `revision=` with a commit of this repository. " if on_hub else ""
     settings = {**facts.settings, **{f"config.{k}": v for k, v in config.to_dict().items()}}
     text = f"""---
 {data.to_yaml()}
