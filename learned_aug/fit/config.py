@@ -91,7 +91,7 @@ class MaximizeConfig:
     lr: float | None = (
         None  # Adam, the peak; None is 5e-3 for "dropout", 2e-4 for "linear"; 0, a control, learns nothing
     )
-    tilt: float = 1.5  # of "dropout": root mean square of the logits, were all draws of an image to agree on them
+    tilt: float = 3.0  # of "dropout": root mean square of the logits, were all draws of an image to agree on them
     clip: float = 1.0  # of "linear": gradient norm
 
     def __post_init__(self) -> None:
