@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 import learned_aug
 from learned_aug.demo import all_conv, digits
 from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig
-from learned_aug.fit.maximize import Maximizing
+from learned_aug.fit.dropout import LearningDropout
 from learned_aug.fit.parallel import rank
 from tests.fit.processes import run_processes
 
@@ -63,12 +63,12 @@ def refusal(model, **changes):
 def die_in_stage_3(state, folder):
     """Process 1 ends without a word; what the others say."""
     if rank() == 1:
-        step = Maximizing.step
+        step = LearningDropout.step
 
         def dying(self):
             return os._exit(0) if self.done == 4 else step(self)
 
-        Maximizing.step = dying
+        LearningDropout.step = dying
     try:
         learned_aug.fit(classifier(state), **parts(checkpoint_dir=folder, checkpoint_every=0))
     except RuntimeError as error:
