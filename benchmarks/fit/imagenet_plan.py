@@ -43,7 +43,7 @@ from learned_aug.fit.maximize import Maximizing
 
 N, CLASSES, FEATURES, SIDE = 1_281_167, 1000, 2048, 224
 FORMS = {
-    "paper: full resolution, 8 layers": AugmenterConfig(size=SIDE, fields="pixel", layers=8),
+    "paper: full resolution, 8 layers": AugmenterConfig(size=SIDE, fields="pixel", layers=8, dropout="fixed"),
     "default: control grid, E at 56 px": AugmenterConfig(size=SIDE),
 }
 
