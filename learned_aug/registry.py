@@ -76,7 +76,18 @@ class Pretrained:
         return {CONFIG_NAME: self.config_sha256, WEIGHTS_NAME: self.weights_sha256}
 
 
-PRETRAINED: tuple[Pretrained, ...] = ()
+PRETRAINED: tuple[Pretrained, ...] = (
+    Pretrained(
+        name="mnist-cnn4",
+        data="MNIST, 500 labels",
+        classifier="4-layer CNN of width 16",
+        bytes=904853,
+        licence="Apache-2.0",
+        error="test error not measured",
+        config_sha256="5986f783188e6536603f106f345386f6aa9e409fee8730909fcbaeac33f6400e",
+        weights_sha256="4cf46d5213d26de64aa4e1b4efe8b1cb877a05b50da17433a9d83473ccf59280",
+    ),
+)
 """The table: one record for each set of weights that exists, none for any other."""
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from harness import Arm, fit_config, fitted, read, settings_of, train
 from mnist import TASK
 
-from learned_aug import Augmenter, CardFacts
-from learned_aug.card import CardResult
+from learned_aug import Augmenter, CardFacts, weights
+from learned_aug.card import CardResult, render
 from learned_aug.registry import Pretrained
 from learned_aug.weights import CONFIG_NAME, WEIGHTS_NAME, sha256
 
@@ -75,7 +75,9 @@ def write_card():
         data_license="CC BY-SA 3.0 (Yann LeCun and Corinna Cortes)",
         datasets=("ylecun/mnist",),
     )
-    Augmenter.from_pretrained(FOLDER).save_pretrained(FOLDER, card=card)
+    augmenter = Augmenter.from_pretrained(FOLDER)
+    files = weights.encode(augmenter.config, augmenter.state_dict())
+    weights.write(FOLDER, {**files, **render(card, augmenter.config, files, NAME)})
 
 
 def entry():
