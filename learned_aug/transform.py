@@ -137,6 +137,9 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         It takes about half a minute and a C++ compiler. Call it in the main process, before a DataLoader forks its
         workers; copies, and so spawned workers, go without. Draws stay the same, and all other inputs are as before, as
         is everything once weights or `strength` change: call it again.
+
+        Raises:
+            ValueError: if the augmenter's images are none that PIL has, or it is not on the CPU.
         """
         self._compiled = _Compiled(self)
 
@@ -267,6 +270,11 @@ class _Compiled:
 
     def __init__(self, transform: LearnedAugment) -> None:
         augmenter = transform.augmenter
+        if augmenter.config.channels not in MODES:
+            raise ValueError(
+                f"compile() is for PIL images, which have {' or '.join(map(str, MODES))} channels, got an augmenter for "
+                f"{augmenter.config.channels}; use torch.compile(transform.augmenter) for tensors"
+            )
         self.size, self.strength = (augmenter.config.size,) * 2, transform.strength
         self.weights = [*augmenter.parameters(), *augmenter.buffers()]
         self.versions = [tensor._version for tensor in self.weights]
@@ -275,7 +283,7 @@ class _Compiled:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as many as a worker has
         try:
-            # Ahead of time, since what torch.compile checks at each call takes as long as all the arithmetic.
+            # Ahead of time: what torch.compile checks and calls from Python would take as long as half of the rest.
             with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
                 program = torch.export.export(_PixelAugmenter(transform), (pixels, noise), strict=False)
                 package = torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/augment.pt2")

@@ -436,3 +436,8 @@ def test_compiled_it_gives_pil_images_the_same_draws_until_it_changes_and_copies
         change(aug)
         change(compiled)
         assert seeded(compiled, pil()) == seeded(aug, pil())
+
+
+def test_what_pil_has_no_images_of_is_not_compiled():
+    with pytest.raises(ValueError, match=r"1 or 3 channels, got an augmenter for 2; use torch.compile"):
+        transform(channels=2).compile()
