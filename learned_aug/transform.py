@@ -272,8 +272,8 @@ class _Compiled:
         augmenter = transform.augmenter
         if augmenter.config.channels not in MODES:
             raise ValueError(
-                f"compile() is for PIL images, which have {' or '.join(map(str, MODES))} channels, got an augmenter for "
-                f"{augmenter.config.channels}; use torch.compile(transform.augmenter) for tensors"
+                f"compile() is for PIL images, which have {' or '.join(map(str, MODES))} channels, got an augmenter "
+                f"for {augmenter.config.channels}; use torch.compile(transform.augmenter) for tensors"
             )
         self.size, self.strength = (augmenter.config.size,) * 2, transform.strength
         self.weights = [*augmenter.parameters(), *augmenter.buffers()]
