@@ -87,7 +87,8 @@ def main():
     model = all_conv(width=4)
     retrain(model, data["train"], RetrainConfig(steps=60), generator=torch.Generator().manual_seed(0))
     train, val = Subset(data["train"], range(100)), Subset(data["val"], range(1000))
-    root = Path(tempfile.mkdtemp())
+    temporary = tempfile.TemporaryDirectory()
+    root = Path(temporary.name)
 
     def run(folder):
         result = fit(
@@ -132,6 +133,7 @@ def main():
         trials.append(trial)
         print(trial, flush=True)
 
+    temporary.cleanup()
     trials = [trial for trial in trials if trial["killed"]]
     figures = {
         "command": " ".join(["python", *sys.argv]),
