@@ -6,6 +6,7 @@ with the same settings is not run again.
 """
 
 import argparse
+import copy
 import dataclasses
 import json
 import platform
@@ -127,11 +128,16 @@ def fitted(task, data, args, seed, arm, model):
         config=fit_config(seed, arm.source, args),
         progress=False,
     )
-    if arm.reverse:
-        for stage in result.augmenter.stages:
-            for values in stage.encoder.keep[-1].parameters():
-                values.neg_()
     return result.augmenter, result.diagnostics["fitted"], time.perf_counter() - begin
+
+
+def reverse(augmenter):
+    """A copy that favours what this one avoids."""
+    augmenter = copy.deepcopy(augmenter)
+    for stage in augmenter.stages:
+        for values in stage.encoder.keep[-1].parameters():
+            values.neg_()
+    return augmenter
 
 
 def augmentation(task, augmenter, choice, data):
@@ -156,7 +162,7 @@ def run(task, args, seed, done):
         if (name, seed, json.dumps(settings, sort_keys=True)) in done:
             continue
         arm = task.arms[name]
-        key = (arm.source, arm.reverse, *arm.config.items())
+        key = (arm.source, *arm.config.items())
         if arm.source in task.baselines and arm.source is not None:
             policy = task.baselines[arm.source]
             fits[key] = (lambda x, policy=policy: torch.stack([policy(image) for image in x])), None, 0.0
@@ -169,6 +175,8 @@ def run(task, args, seed, done):
                 model_seconds = time.perf_counter() - begin
             fits[key] = fitted(task, data, args, seed, arm, model)
         augmenter, diagnostics, fit_seconds = fits.get(key, (None, None, None))
+        if arm.reverse:
+            augmenter, diagnostics = reverse(augmenter), None
         begin = time.perf_counter()
         augment = augmentation(task, augmenter, arm.choice, data) if arm.source else None
         if arm == Arm(task.heuristic) and model is not None:
