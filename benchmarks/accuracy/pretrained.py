@@ -4,9 +4,9 @@
     python benchmarks/accuracy/mnist.py --data ROOT --seeds 50-69 --arms crop untrained mnist-cnn4      # measures them
     python benchmarks/accuracy/pretrained.py --card         # writes the card from what was measured
 
-The fit is that of seed 0 of benchmarks/accuracy/mnist.py, without stage 1, which on other seeds' hyper-validation images
-transferred worse. The seeds that measure draw other training images: what is measured is how well weights that were
-fitted once serve on images that the fit has not seen.
+The fit is that of seed 0 of benchmarks/accuracy/mnist.py, without stage 1, which showed no gain there. The seeds that
+measure draw other training images: what is measured is how well weights that were fitted once serve on images that the
+fit has not seen.
 """
 
 import argparse
@@ -72,7 +72,8 @@ def write_card():
         diagnostics={"fitted": fit["diagnostics"]},
         cost=f"{fit['seconds']:.0f} s for the fit, one CPU core.",
         limits="A fit to one's own training images does more for them (see the README of learned-aug). Digits and "
-        "things alike. It knows nothing of colour, and of no other classifier or number of labels than the above. The labels that influence read are worth more as training data, where they may be used so.",
+        "things alike. It knows nothing of colour, and of no other classifier or number of labels than the above. The "
+        "labels that influence read are worth more as training data, where they may be used so.",
         license="apache-2.0",
         data_license="CC BY-SA 3.0 (Yann LeCun and Corinna Cortes)",
         datasets=("ylecun/mnist",),
