@@ -1,10 +1,10 @@
 """The whole method on a small real data set, 600 training digits of MNIST that come with the package.
 
 Trains a 4-layer all-convolutional classifier with random crops, fits an augmenter to it (pretraining, influence,
-maximisation), trains fresh classifiers without augmentation, with the crops, with the crops and the untrained augmenter
-(the control), and with the crops and the fitted one, from the same start on the same schedule, and prints their test
-errors. Writes to the folder --out: augmenter/ (the weights), digits.png (rows are images, columns are draws; the first
-column is the original) and results.json. One seed shows the path; it is no evidence for or against an arm.
+learned dropout), trains fresh classifiers without augmentation, with the crops, with the crops and the untrained
+augmenter (the control), and with the crops and the fitted one, from the same start on the same schedule, and prints
+their test errors. Writes to the folder --out: augmenter/ (the weights), digits.png (rows are images, columns are draws;
+the first column is the original) and results.json. One seed shows the path; it is no evidence for or against an arm.
 """
 
 from __future__ import annotations
