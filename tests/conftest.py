@@ -15,6 +15,11 @@ from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig, RetrainCo
 torch.set_num_threads(1)
 
 
+def pytest_runtest_setup():
+    """Each test draws the same, alone or among others."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def data():
     """The packaged digits: "train", "val" and "test"."""

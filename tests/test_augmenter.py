@@ -169,9 +169,9 @@ def test_the_copy_for_the_encoder_keeps_the_mean_and_halves_exactly(size):
 
 def test_other_sizes_get_the_same_picture_at_another_resolution():
     augmenter = build(variant="spatial")
-    small = torch.nn.functional.interpolate(images(4, augmenter.config, (6, 6)), (32, 32), mode="bicubic")
+    small = torch.nn.functional.interpolate(images(16, augmenter.config, (6, 6)), (32, 32), mode="bicubic")
     large = torch.nn.functional.interpolate(small, (96, 96), mode="bilinear", align_corners=True)
-    noise = augmenter.draw_noise(4)
+    noise = augmenter.draw_noise(16, generator=seeded(5))
     flow = torch.nn.functional.interpolate(
         augmenter.augment(small, noise).flow, (96, 96), mode="bilinear", align_corners=True
     )
