@@ -132,6 +132,7 @@ influence functions. Images: {kind}.
 import torch
 from torchvision.transforms import v2
 from learned_aug import LearnedAugment
+
 augment = LearnedAugment.from_pretrained("{source}")
 transform = v2.Compose([augment, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])  # before any Normalize
 ```
