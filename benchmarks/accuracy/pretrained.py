@@ -57,9 +57,9 @@ def write_card():
         "read the first 2,500 training images.",
         classifier="4 convolutions 5x5 of stride 2, 16 to 128 channels, LeakyReLU .2, batch norm, one linear layer "
         "(TANDA's, at a quarter of its width); 1,000 steps of 50 images with random crops.",
-        protocol="Fresh classifiers on other draws of 500 images (seeds 50 to 69, as far as they were run), half of each "
-        "batch of cropped images augmented; the whole test set. Settings were chosen on other seeds, on hyper- "
-        "validation images; a first set of weights, with stage 1, was measured on 8 of these seeds (+0.06 points "
+        protocol="Fresh classifiers on other draws of 500 images (seeds 50 to 69, as far as they were run), half of "
+        "each batch of cropped images augmented; the whole test set. Settings were chosen on other seeds, on "
+        "hyper-validation images; a first set of weights, with stage 1, was measured on 8 of these seeds (+0.06 points "
         "against the control) and replaced. `python benchmarks/accuracy/mnist.py --data ROOT --seeds 50-69 --arms "
         "crop untrained mnist-cnn4`.",
         results=tuple(
