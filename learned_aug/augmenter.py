@@ -221,10 +221,10 @@ class Augmenter(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Draw:
         """The fields that :meth:`forward` applies, with the same arguments and errors."""
+        self._check(images)
         if noise is None:
-            self._check(images)
             noise = self.draw_noise(images.shape[0], generator=generator, device=images.device)
-        return self.trace(images, noise, strength=strength).draw
+        return self._unroll(images, noise, None, strength)[0]
 
     def trace(
         self,
@@ -243,6 +243,13 @@ class Augmenter(nn.Module):
             strength: as of :meth:`forward`.
         """
         self._check(images)
+        draw, used, logits = self._unroll(images, noise, masks, strength)
+        return Trace(draw, torch.stack(used, 1), torch.stack(logits, 1) if logits else None)
+
+    def _unroll(
+        self, images: Tensor, noise: Tensor | None, masks: Tensor | None, strength: float | Tensor
+    ) -> tuple[Draw, list[Tensor], list[Tensor]]:
+        """The draw, and the masks and the logits (none for fixed dropout) of each stage."""
         given = noise if masks is None else masks
         if given is None or given.shape != (expected := (len(images), len(self.stages), self.config.tau_dim)):
             got = None if given is None else tuple(given.shape)
@@ -258,15 +265,20 @@ class Augmenter(nn.Module):
         logits: list[Tensor] = []
         for k, stage in enumerate(self._stages()):
             code = self._encode(stage, images if k == 0 else draw.apply(images))
-            mask = self._strike(given[:, k], code.keep) if masks is None else given[:, k]
+            mask = self.strike(given[:, k], code.keep) if masks is None else given[:, k]
             draw = self._extend(draw, stage.generator(code.tau * mask.to(code.tau.dtype)), strength)
             used.append(mask)
             if code.keep is not None:
                 logits.append(code.keep)
-        return Trace(draw, torch.stack(used, 1), torch.stack(logits, 1) if logits else None)
+        return draw, used, logits
 
-    def _strike(self, noise: Tensor, logits: Tensor | None) -> Tensor:
-        """Masks (B, tau_dim) of dropout: 0 or 1 / (1 - p)."""
+    def strike(self, noise: Tensor, logits: Tensor | None = None) -> Tensor:
+        """Masks of dropout, 0 or 1 / (1 - p), that noise makes.
+
+        Args:
+            noise: from :meth:`draw_noise`, of any shape.
+            logits: what E adds to those of keeping each unit; None for fixed dropout.
+        """
         prior = 1 - self.config.tau_dropout
         if logits is None or prior == 1:
             return (noise < prior) / prior
@@ -374,7 +386,7 @@ class Augmenter(nn.Module):
         draw = Draw((self.config.size, self.config.size))
         for k, stage in enumerate(self._stages()):
             code = self._encode(stage, draw.apply(images))
-            raw = stage.generator.raw(code.tau * self._strike(noise[:, k], code.keep))
+            raw = stage.generator.raw(code.tau * self.strike(noise[:, k], code.keep))
             last, center = cast(nn.ConvTranspose2d, stage.generator.deconvs[-1]), stage.generator.center
             parts = {"pixels": slice(0, 6)} if stage.generator.warp else {}
             parts |= {"color": slice(-12, None)} if stage.generator.color else {}

@@ -238,13 +238,9 @@ class Encoder(nn.Module):
         x = images.permute(0, 2, 3, 1).contiguous()  # channels last, in which order the mean is the same
         x = F.layer_norm(x, x.shape[1:], eps=1e-6).permute(0, 3, 1, 2)
         *convs, last = cast(list[nn.Conv2d], list(self.convs))
-        keep = None
-        for k, conv in enumerate(convs):  # not called as modules, which for one image takes a quarter of the time
-            if k == self.seen_by_keep:
-                keep = self._keep(x)
-            x = F.leaky_relu(F.conv2d(x, conv.weight, conv.bias, 2, 1), SLOPE, inplace=True)
-        if not convs:
-            keep = self._keep(x)
+        x = _convolved(x, convs[: self.seen_by_keep])
+        keep = self._keep(x)
+        x = _convolved(x, convs[self.seen_by_keep :])
         x = F.conv2d(x, last.weight, last.bias, 2, 1)
         return Code(x.flatten(1) if x.shape[2:] == (1, 1) else x.mean(dim=(2, 3)), keep)
 
@@ -256,6 +252,12 @@ class Encoder(nn.Module):
         x = x.detach().permute(0, 2, 3, 1).flatten(1)  # they read the map as it is; whether a unit is kept has no slope
         x = F.leaky_relu(F.linear(x, first.weight, first.bias), SLOPE)
         return F.linear(x, last.weight, last.bias)
+
+
+def _convolved(x: Tensor, convs: list[nn.Conv2d]) -> Tensor:
+    for conv in convs:  # not called as modules, which for one image takes a quarter of the time
+        x = F.leaky_relu(F.conv2d(x, conv.weight, conv.bias, 2, 1), SLOPE, inplace=True)
+    return x
 
 
 class Generator(nn.Module):

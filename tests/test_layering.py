@@ -31,7 +31,7 @@ ALLOWED = {
     "fit.config": {"fit.ihvp"},
     "fit.diagnostics": {"augmenter", "fit.head"},
     "fit.fingerprint": {"fit.checkpoint", "fit.data", "fit.ihvp", "fit.rng", "fit.stream"},
-    "fit.training": {"augmenter", "fit.events", "fit.parallel"},
+    "fit.training": {"augmenter"} | {f"fit.{m}" for m in ["config", "events", "head", "parallel", "problem"]},
     "fit.run": {"augmenter"} | {f"fit.{m}" for m in ["checkpoint", "events", "parallel", "stream", "training"]},
     "fit.gan": {"augmenter"}
     | {f"fit.{m}" for m in ["config", "diagnostics", "events", "head", "parallel", "rng", "training"]},
@@ -39,7 +39,7 @@ ALLOWED = {
     "fit.choose": {"augmenter", "fit.config", "fit.data", "fit.head", "fit.influence", "fit.s_val"},
     "fit.dropout": {"augmenter", "nets"}
     | {f"fit.{m}" for m in ["config", "diagnostics", "events", "head", "influence", "parallel", "problem"]}
-    | {f"fit.{m}" for m in ["rng", "training"]},
+    | {f"fit.{m}" for m in ["rng", "s_val", "training"]},
     "fit.maximize": {"augmenter"}
     | {f"fit.{m}" for m in ["config", "diagnostics", "events", "head", "influence", "parallel", "problem"]}
     | {f"fit.{m}" for m in ["rng", "s_val", "training"]},

@@ -36,7 +36,7 @@ from learned_aug.fit.influence import (
 )
 from learned_aug.fit.maximize import maximize
 from learned_aug.fit.pipeline import FitResult, fit
-from learned_aug.fit.problem import HeadProblem, RefitResult, mean_gradient, refit
+from learned_aug.fit.problem import Head, HeadProblem, RefitResult, mean_gradient, refit
 from learned_aug.fit.retrain import evaluate, retrain
 from learned_aug.fit.s_val import predicted_influence, solve_s_val
 
@@ -50,6 +50,7 @@ __all__ = [
     "Event",
     "FitConfig",
     "FitResult",
+    "Head",
     "HeadBatch",
     "HeadProblem",
     "HeadTap",

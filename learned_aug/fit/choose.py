@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.fit.config import InfluenceConfig
 from learned_aug.fit.data import Batches, Data
-from learned_aug.fit.head import HeadBatch, HeadTap, collect, find_head
+from learned_aug.fit.head import HeadTap, collect, find_head
 from learned_aug.fit.influence import influence_up
-from learned_aug.fit.s_val import solve_s_val
+from learned_aug.fit.s_val import at_head, solve_s_val
 
 __all__ = ["DrawChoice"]
 
@@ -78,8 +77,8 @@ class DrawChoice:
         """What is maximised, (B,): minus the influence of up-weighting a draw, less that of its image, a constant."""
         features, _ = self.tap(augmented)
         features = features.to(self.ihvp.dtype)
-        logits = F.linear(features, self.problem.weight, self.problem.bias)
-        return -influence_up(self.ihvp, HeadBatch(features, logits, labels), self.config.label_smoothing)
+        seen = at_head(self.problem, features, labels)
+        return -influence_up(self.ihvp, seen, self.config.label_smoothing)
 
     @torch.no_grad()
     def renew(self) -> None:

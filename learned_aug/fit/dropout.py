@@ -14,12 +14,13 @@ from learned_aug.augmenter import Augmenter
 from learned_aug.fit.config import MaximizeConfig
 from learned_aug.fit.diagnostics import divergence_named, require_finite
 from learned_aug.fit.events import OnEvent
-from learned_aug.fit.head import HeadBatch, HeadTap
+from learned_aug.fit.head import HeadTap
 from learned_aug.fit.influence import influence_up
 from learned_aug.fit.parallel import all_mean, average_gradients_
-from learned_aug.fit.problem import HeadProblem
+from learned_aug.fit.problem import Head
 from learned_aug.fit.rng import generator
-from learned_aug.fit.training import Training, share_of_noise
+from learned_aug.fit.s_val import at_head
+from learned_aug.fit.training import FollowingInfluence, share_of_noise
 from learned_aug.nets import Encoder
 
 __all__ = ["LearningDropout", "learn_dropout"]
@@ -31,7 +32,7 @@ def learn_dropout(
     augmenter: Augmenter,
     tap: HeadTap,
     batches: Iterator[tuple[Tensor, Tensor]],
-    head: HeadProblem,
+    head: Head,
     ihvp: Tensor,
     config: MaximizeConfig,
     *,
@@ -63,32 +64,17 @@ def learn_dropout(
     LearningDropout(augmenter, tap, batches, head, ihvp, config, seed=seed).run(on_event)
 
 
-class LearningDropout(Training):
+class LearningDropout(FollowingInfluence):
     """The state and the step of :func:`learn_dropout`."""
 
-    name = "maximize"
-
-    def __init__(
-        self,
-        augmenter: Augmenter,
-        tap: HeadTap,
-        batches: Iterator[tuple[Tensor, Tensor]],
-        head: HeadProblem,
-        ihvp: Tensor,
-        config: MaximizeConfig,
-        *,
-        seed: int,
-    ) -> None:
-        self.tap, self.batches, self.head, self.ihvp, self.config, self.seed = tap, batches, head, ihvp, config, seed
+    def part(self, augmenter: Augmenter) -> nn.Module:
+        """E's layers for the dropout."""
         if augmenter.config.dropout == "fixed" or not augmenter.config.tau_dropout:
             raise ValueError(
                 'augmenter must have dropout="learned" and tau_dropout > 0, got '
                 f"{augmenter.config.dropout!r} and {augmenter.config.tau_dropout}; change its config"
             )
-        self.layers = nn.ModuleList(m.keep for m in augmenter.modules() if isinstance(m, Encoder) and m.keep)
-        self.optimizer = torch.optim.Adam(self.layers.parameters(), config.rate)
-        super().__init__(augmenter, config.steps, {}, {"adam": self.optimizer})
-        self.trained = self.layers
+        return nn.ModuleList(m.keep for m in augmenter.modules() if isinstance(m, Encoder) and m.keep)
 
     def step(self) -> dict[str, Tensor]:
         """That of E's layers for the dropout."""
@@ -96,9 +82,8 @@ class LearningDropout(Training):
         for group in self.optimizer.param_groups:  # a rise, and a fall to 0, which averages over the draws
             group["lr"] = config.rate * min(1.0, 4 * (self.done + 1) / config.steps, 2 - 2 * self.done / config.steps)
         images, labels = next(self.batches)
-        keep = 1 - augmenter.config.tau_dropout
         noise = share_of_noise(augmenter, images, generator(self.seed, self.name, self.done))
-        masks = ((noise < keep) / keep).requires_grad_()  # of the prior
+        masks = augmenter.strike(noise).requires_grad_()  # of the prior
         with divergence_named(self.name, REMEDY):
             draw, _, logits = augmenter.trace(images, masks=masks)
         logits = cast(Tensor, logits)
@@ -107,18 +92,17 @@ class LearningDropout(Training):
         require_finite(all_mean(loss.detach()), self.name, REMEDY)
         self.optimizer.zero_grad()
         loss.backward()
-        average_gradients_(self.layers.parameters())
+        average_gradients_(self.trained.parameters())
         self.optimizer.step()
         return {
             "agreement": F.cosine_similarity(logits.flatten(1), wanted.flatten(1)).mean(),
-            "kl": kl_to_prior(logits, keep).mean(),
+            "kl": kl_to_prior(logits, 1 - augmenter.config.tau_dropout).mean(),
         }
 
     def wanted(self, augmented: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
         """Direction of the masks in which the influence falls, (B, stages, tau_dim), of root mean square 1."""
         features, _ = self.tap(augmented)
-        bias = None if self.head.bias is None else self.head.bias.to(features.dtype)
-        batch = HeadBatch(features, F.linear(features, self.head.weight.to(features.dtype), bias), labels)
+        batch = at_head(self.head, features, labels)
         influence = influence_up(self.ihvp.to(features.dtype), batch, self.head.label_smoothing)
         (gradient,) = torch.autograd.grad(influence.sum(), masks)
         direction = F.normalize(-gradient.flatten(1), dim=1, eps=1e-30) * math.sqrt(gradient[0].numel())

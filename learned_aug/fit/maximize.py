@@ -15,10 +15,10 @@ from learned_aug.fit.events import OnEvent
 from learned_aug.fit.head import HeadTap
 from learned_aug.fit.influence import predicted_val_drop
 from learned_aug.fit.parallel import all_mean, average_gradients_, world_size
-from learned_aug.fit.problem import HeadProblem
+from learned_aug.fit.problem import Head
 from learned_aug.fit.rng import generator
 from learned_aug.fit.s_val import predicted_influence
-from learned_aug.fit.training import Training, share_of_noise
+from learned_aug.fit.training import FollowingInfluence, share_of_noise
 
 __all__ = ["Maximizing", "maximize"]
 
@@ -29,7 +29,7 @@ def maximize(
     augmenter: Augmenter,
     tap: HeadTap,
     batches: Iterator[tuple[Tensor, Tensor]],
-    head: HeadProblem,
+    head: Head,
     ihvp: Tensor,
     config: MaximizeConfig,
     *,
@@ -56,25 +56,8 @@ def maximize(
     Maximizing(augmenter, tap, batches, head, ihvp, config, seed=seed).run(on_event)
 
 
-class Maximizing(Training):
+class Maximizing(FollowingInfluence):
     """The state and the step of :func:`maximize`."""
-
-    name = "maximize"
-
-    def __init__(
-        self,
-        augmenter: Augmenter,
-        tap: HeadTap,
-        batches: Iterator[tuple[Tensor, Tensor]],
-        head: HeadProblem,
-        ihvp: Tensor,
-        config: MaximizeConfig,
-        *,
-        seed: int,
-    ) -> None:
-        self.tap, self.batches, self.head, self.ihvp, self.config, self.seed = tap, batches, head, ihvp, config, seed
-        self.optimizer = torch.optim.Adam(augmenter.parameters(), config.rate)
-        super().__init__(augmenter, config.steps, {}, {"adam": self.optimizer})
 
     def step(self) -> dict[str, Tensor]:
         """E and G's."""

@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ from learned_aug.fit.events import Event, OnEvent
 from learned_aug.fit.head import HeadBatch, check_finite, check_labels
 from learned_aug.fit.parallel import all_sum_, broadcast_, span
 
-__all__ = ["HeadProblem", "RefitResult", "mean_gradient", "refit"]
+__all__ = ["Head", "HeadProblem", "RefitResult", "mean_gradient", "refit"]
 
 # Rows are processed in blocks of about this many bytes of features. On the CPU a block stays in cache between the two
 # products of a Hessian product; on an accelerator it only has to be large enough to hide the launches.
@@ -104,6 +104,26 @@ def warn_of_missing_classes(labels: Tensor, classes: int, sharded: bool = False)
 
 
 Basis = tuple[Tensor, Tensor]  # eigenvalues and eigenvectors
+
+
+class Head(Protocol):
+    """What influences need of the classifier's last layer, once it is refitted: :class:`HeadProblem` without data."""
+
+    @property
+    def weight(self) -> Tensor:
+        """(K, D)."""
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(K,)."""
+
+    @property
+    def label_smoothing(self) -> float:
+        """Of its training loss."""
+
+    @property
+    def n_train(self) -> int:
+        """Number of its training samples."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,9 +14,9 @@ from learned_aug.fit.events import OnEvent
 from learned_aug.fit.head import HeadBatch, HeadTap
 from learned_aug.fit.ihvp import Solution, relative_damping, solve
 from learned_aug.fit.influence import check_stationary, influence_aug
-from learned_aug.fit.problem import HeadProblem, refit, warn_of_missing_classes
+from learned_aug.fit.problem import Head, HeadProblem, refit, warn_of_missing_classes
 
-__all__ = ["predicted_influence", "solve_s_val"]
+__all__ = ["at_head", "predicted_influence", "solve_s_val"]
 
 
 def solve_s_val(
@@ -61,7 +61,7 @@ def solve_s_val(
 
 
 def predicted_influence(
-    tap: HeadTap, head: HeadProblem, ihvp: Tensor, images: Tensor, augmented: Tensor, labels: Tensor
+    tap: HeadTap, head: Head, ihvp: Tensor, images: Tensor, augmented: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
     """:func:`influence_aug` of images, and the logits of the user's model on the augmented ones.
 
@@ -76,10 +76,13 @@ def predicted_influence(
     Returns:
         Influence (B,), negative is good, and logits (B, K); both differentiable through `augmented`.
     """
-    weight, bias = head.weight.to(images.dtype), None if head.bias is None else head.bias.to(images.dtype)
     with torch.no_grad():
-        features, _ = tap(images)
-        orig = HeadBatch(features, F.linear(features, weight, bias), labels)
+        orig = at_head(head, tap(images)[0], labels)
     features, logits = tap(augmented)
-    aug = HeadBatch(features, F.linear(features, weight, bias), labels)
-    return influence_aug(ihvp, aug, orig, head.label_smoothing), logits
+    return influence_aug(ihvp, at_head(head, features, labels), orig, head.label_smoothing), logits
+
+
+def at_head(head: Head, features: Tensor, labels: Tensor) -> HeadBatch:
+    """What a head, as a refitted copy, sees of features (B, D); in their dtype."""
+    bias = None if head.bias is None else head.bias.to(features.dtype)
+    return HeadBatch(features, F.linear(features, head.weight.to(features.dtype), bias), labels)

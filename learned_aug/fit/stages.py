@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ from learned_aug.fit.ihvp import Solution
 from learned_aug.fit.influence import predicted_val_drop
 from learned_aug.fit.maximize import Maximizing
 from learned_aug.fit.parallel import broadcast_, rank, span, world_size
-from learned_aug.fit.problem import HeadProblem
 from learned_aug.fit.rng import generator
 from learned_aug.fit.s_val import predicted_influence, solve_s_val
 from learned_aug.fit.stream import Stream
@@ -54,7 +53,7 @@ class Tap(HeadTap):
 
 @dataclass(frozen=True)
 class Influence:
-    """What is left of stage 2: the head without its features, and s_val."""
+    """What is left of stage 2: the head (a :class:`Head`), without its features, and s_val."""
 
     weight: Tensor
     bias: Tensor | None
@@ -72,11 +71,6 @@ class Influence:
             for part in ("head", "solution")
         )
         return Influence(**head, solution=Solution(**solution))
-
-    @property
-    def head(self) -> HeadProblem:
-        """As far as influences need it."""
-        return cast(HeadProblem, self)
 
 
 @dataclass(frozen=True)
@@ -172,14 +166,14 @@ class Setting:
         config = self.config.maximize
         kind = LearningDropout if config.objective == "dropout" else Maximizing
         batches = self.stream("train", "maximize", config.batch_size)
-        args = network, self.tap, batches, influence.head, influence.solution.value, config
+        args = network, self.tap, batches, influence, influence.solution.value, config
         return kind(*args, seed=self.config.seed), [batches]
 
     def measured(self, stages: dict[str, Augmenter], influence: Influence) -> dict[str, dict[str, float]]:
         """Diagnostics of each, on the same images and masks."""
 
         def val_drop(images: Tensor, augmented: Tensor, labels: Tensor) -> Tensor:
-            args = influence.head, influence.solution.value, images, augmented, labels
+            args = influence, influence.solution.value, images, augmented, labels
             return predicted_val_drop(predicted_influence(self.tap, *args)[0], influence.n_train)
 
         probe = self.probe()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from learned_aug.augmenter import Augmenter
+from learned_aug.fit.config import MaximizeConfig
 from learned_aug.fit.events import Event, OnEvent
+from learned_aug.fit.head import HeadTap
 from learned_aug.fit.parallel import all_mean, rank, world_size
+from learned_aug.fit.problem import Head
 
-__all__ = ["Training", "share_of_noise"]
+__all__ = ["FollowingInfluence", "Training", "share_of_noise"]
 
 
 class Training(ABC):
@@ -86,6 +89,43 @@ class Training(ABC):
             optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
         device = next(self.augmenter.parameters()).device
         self.units = {name: unit.to(device) for name, unit in state["units"].items()}
+
+
+class FollowingInfluence(Training):
+    """A form of stage 3: Adam on a part of the augmenter, against a fixed s_val.
+
+    Args:
+        augmenter: trained in place.
+        tap: open, on the borrowed model.
+        batches: endless (images, labels).
+        head: for which `ihvp` was computed.
+        ihvp: s_val, (K, D + 1).
+        config: settings.
+        seed: of the draws.
+    """
+
+    name = "maximize"
+
+    def __init__(
+        self,
+        augmenter: Augmenter,
+        tap: HeadTap,
+        batches: Iterator[tuple[Tensor, Tensor]],
+        head: Head,
+        ihvp: Tensor,
+        config: MaximizeConfig,
+        *,
+        seed: int,
+    ) -> None:
+        self.tap, self.batches, self.head, self.ihvp, self.config, self.seed = tap, batches, head, ihvp, config, seed
+        trained = self.part(augmenter)
+        self.optimizer = torch.optim.Adam(trained.parameters(), config.rate)
+        super().__init__(augmenter, config.steps, {}, {"adam": self.optimizer})
+        self.trained = trained
+
+    def part(self, augmenter: Augmenter) -> nn.Module:
+        """What is trained of it: all."""
+        return augmenter
 
 
 def share_of_noise(augmenter: Augmenter, images: Tensor, generator: torch.Generator, draws: int = 1) -> Tensor:
