@@ -108,8 +108,8 @@ def run(args: argparse.Namespace) -> str:
     """
     if args.weights is None and args.train_steps is None:
         raise ValueError(
-            "influence needs a trained classifier: give its checkpoint with --weights FILE, or train one first with "
-            "--train-steps N"
+            "the classifier must be trained, got neither weights nor steps; give its checkpoint with --weights FILE, "
+            "or train one first with --train-steps N"
         )
     config = FitConfig(
         seed=args.seed,

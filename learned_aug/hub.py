@@ -111,7 +111,9 @@ def fetch(
         except _UnreachableError as error:
             if cached is None:
                 raise
-            raise WeightsError(f"{cached.path} is damaged, and could not be fetched again: {error}") from error
+            raise WeightsError(
+                f"{cached.path} is damaged; fetch it again when the Hub can be reached: {error}"
+            ) from error
         cache.write(commit, name, data, metadata.etag)
     if commit != revision:
         cache.point(revision, commit)
@@ -189,7 +191,7 @@ def _check_repo(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no name of a Hub repository: {error}") from error
+        raise ValueError(f"{repo_id!r} is no name of a Hub repository ({error}); write it 'org/name'") from error
     if not REPO.fullmatch(repo_id):
         raise ValueError(f"a Hub repository is named 'org/name', got {repo_id!r}; put your user name before it")
 

@@ -103,7 +103,9 @@ class AugmenterConfig:
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
         if self.version != CONFIG_VERSION:
-            raise ValueError(f"config version {self.version} is unknown to this release, which reads {CONFIG_VERSION}")
+            raise ValueError(
+                f"config version must be {CONFIG_VERSION} for this release, got {self.version}; get one that matches"
+            )
 
     @property
     def encoder_side(self) -> int:
@@ -158,7 +160,7 @@ class AugmenterConfig:
             kwargs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
             return cls(**kwargs)
         except TypeError as error:
-            raise ValueError(f"config has a value of a wrong type: {error}") from error
+            raise ValueError(f"config has a value of a wrong type ({error}); see AugmenterConfig") from error
 
 
 def initialise(module: nn.Module, generator: torch.Generator | None = None) -> None:

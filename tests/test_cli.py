@@ -177,7 +177,7 @@ def test_a_bug_keeps_its_traceback_and_a_mistake_shows_it_when_asked(monkeypatch
     monkeypatch.setattr(cli, "list_pretrained", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["list"])
-    with pytest.raises(ValueError, match="influence needs a trained classifier"):
+    with pytest.raises(ValueError, match="classifier must be trained"):
         cli.main(["--traceback", "fit", "--model", MODEL, "--data", ".", "--out", "."])
 
 

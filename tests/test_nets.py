@@ -62,7 +62,7 @@ def test_config_survives_json(variant, fields, pooled):
         ({"mean": (0.5, 0.5)}, "mean"),
         ({"mean": (float("nan"),)}, "mean"),
         ({"std": (0.0,)}, "std"),
-        ({"version": 99}, "version 99"),
+        ({"version": 99}, "got 99"),
         ({"colour": 1}, "unknown keys"),
         ({"mean": None}, "wrong type"),
     ],

@@ -81,7 +81,7 @@ class Batches:
                     images = apply_baseline(self.baseline, images, self.name)
                 yield images.to(self.device, self.dtype), labels.to(self.device, torch.long)
         if not start:
-            raise ValueError(f"{self.name} must hold at least one sample, its loader gave none")
+            raise ValueError(f"{self.name} must hold at least one sample, got none of its loader; check its sampler")
 
     def forever(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Pass after pass."""

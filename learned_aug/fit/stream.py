@@ -187,4 +187,4 @@ class Stream:
                 yield start, images, labels
             start += len(images)
         if not start:
-            raise ValueError(f"{self.name} must hold at least one sample, its loader gave none")
+            raise ValueError(f"{self.name} must hold at least one sample, got none of its loader; check its sampler")

@@ -97,7 +97,7 @@ def test_image_that_is_not_finite_is_named():
 
 def test_loader_that_gives_nothing_is_refused():
     data = TensorDataset(torch.zeros(3, 1, 2, 2), torch.zeros(3, dtype=torch.long))
-    with pytest.raises(ValueError, match="gave none"):
+    with pytest.raises(ValueError, match="got none of its loader"):
         list(batches(DataLoader(data, 4, drop_last=True)))
 
 

@@ -143,7 +143,7 @@ def test_shuffled_batches_are_full_unless_the_data_set_is_smaller():
 
 
 def test_loader_that_gives_nothing_is_refused():
-    with pytest.raises(ValueError, match="gave none"):
+    with pytest.raises(ValueError, match="got none of its loader"):
         next(stream(DataLoader(Noisy(), 30, drop_last=True)))
 
 
