@@ -95,7 +95,9 @@ def train(task, data, args, seed, baseline, augment):
         if augment is not None:
             x = torch.cat([augment(x[:share], y[:share]), x[share:]])
         model.train()
-        loss = F.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), y)
+        with torch.autocast("cpu", enabled=bool(getattr(args, "amp", 0))):  # bfloat16
+            logits = model(x.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(logits.float(), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -126,6 +128,7 @@ def fitted(task, data, args, seed, arm, model):
         baseline=task.baselines[task.heuristic],
         augmenter=dataclasses.replace(task.config, **arm.config),
         config=fit_config(seed, arm.source, args),
+        amp=torch.bfloat16 if getattr(args, "amp", 0) else None,
         progress=False,
     )
     return result.augmenter, result.diagnostics["fitted"], time.perf_counter() - begin
@@ -215,7 +218,7 @@ def run(task, args, seed, done):
 
 def settings_of(args):
     """What makes two runs comparable."""
-    names = ("per_class", "steps", "width", "depth", "pixels", "color")
+    names = ("per_class", "steps", "width", "depth", "pixels", "color", "amp")
     return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
 
 
