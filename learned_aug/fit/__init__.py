@@ -1,7 +1,7 @@
 """Fitting an augmenter to a classifier: the stages, their settings and their results."""
 
 from learned_aug.fit.checkpoint import CheckpointError
-from learned_aug.fit.choose import DrawChoice
+from learned_aug.fit.choose import DrawChoice, SteeredDraws
 from learned_aug.fit.config import (
     FitConfig,
     InfluenceConfig,
@@ -66,6 +66,7 @@ __all__ = [
     "Solution",
     "Solver",
     "Stationarity",
+    "SteeredDraws",
     "borrowed",
     "check_stationary",
     "collect",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learned_aug.augmenter import Augmenter
@@ -14,7 +16,7 @@ from learned_aug.fit.head import HeadTap, collect, find_head
 from learned_aug.fit.influence import influence_up
 from learned_aug.fit.s_val import at_head, solve_s_val
 
-__all__ = ["DrawChoice"]
+__all__ = ["DrawChoice", "SteeredDraws"]
 
 
 class DrawChoice:
@@ -69,6 +71,10 @@ class DrawChoice:
         if self.calls % self.every == 0:
             self.renew()
         self.calls += 1
+        return self.augment(images, labels)
+
+    def augment(self, images: Tensor, labels: Tensor) -> Tensor:
+        """By the snapshot as it is."""
         drawn = torch.cat([self.augmenter(images) for _ in range(self.draws)])
         best = self.score(drawn, labels.repeat(self.draws)).view(self.draws, -1).argmax(0)
         return drawn.view(self.draws, *images.shape)[best, torch.arange(len(images), device=images.device)]
@@ -112,3 +118,64 @@ class DrawChoice:
                 for norm in norms:
                     norm.momentum = len(images) / seen  # the mean over all images
                 model(images)
+
+
+class SteeredDraws(DrawChoice):
+    """Augments each image by a draw from dropout that is tilted to where its own influence predicts a lower loss.
+
+    :func:`learned_aug.fit.learn_dropout` without the learning: the logits of keeping the units of tau are those of the
+    augmenter plus `tilt` sqrt(tau_dim) times the direction of the influence's gradient with respect to the mask, from
+    one backward pass. So it depends on nothing that E would have to generalise, at the cost, on each call, of a forward
+    and a backward pass through the snapshot for each of `draws`.
+
+    Args:
+        augmenter: the prior, with ``tau_dropout > 0``.
+        model: as of :class:`DrawChoice`, like the arguments that are not listed here.
+        train: as there.
+        val: as there.
+        tilt: root mean square of the logits that are added; 0 draws from the augmenter as it is.
+        draws: for each image, at which gradients are taken, scaled to length 1 and averaged.
+        every: calls between two snapshots.
+        config: of s_val.
+        head: name of the last Linear.
+    """
+
+    def __init__(
+        self,
+        augmenter: Augmenter,
+        model: nn.Module,
+        train: Data,
+        val: Data,
+        *,
+        tilt: float = 3.0,
+        draws: int = 1,
+        every: int = 100,
+        config: InfluenceConfig | None = None,
+        head: str | None = None,
+    ) -> None:
+        super().__init__(augmenter, model, train, val, draws=draws, every=every, config=config, head=head)
+        if not augmenter.config.tau_dropout:
+            raise ValueError("augmenter must have tau_dropout > 0 to be steered by, got 0; change its config")
+        if not math.isfinite(tilt):
+            raise ValueError(f"tilt must be finite, got {tilt}")
+        self.tilt = tilt
+
+    def augment(self, images: Tensor, labels: Tensor) -> Tensor:
+        """By the snapshot as it is."""
+        prior = self.augmenter.trace(images, self._noise(images))
+        steer = torch.stack([self.direction(images, labels) for _ in range(self.draws)]).sum(0)
+        steer = F.normalize(steer.flatten(1), dim=1, eps=1e-30).view_as(steer) * math.sqrt(steer[0].numel())
+        logits = self.tilt * steer + (0 if prior.logits is None else prior.logits)
+        masks = self.augmenter.strike(self._noise(images), logits)
+        return self.augmenter.trace(images, masks=masks).draw.apply(images)
+
+    def direction(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Of the mask of one draw, in which the score rises: (B, stages, tau_dim), of length 1 for each image."""
+        masks = self.augmenter.trace(images, self._noise(images)).masks.requires_grad_()
+        with torch.enable_grad():
+            score = self.score(self.augmenter.trace(images, masks=masks).draw.apply(images), labels)
+            (gradient,) = torch.autograd.grad(score.sum(), masks)
+        return F.normalize(gradient.flatten(1), dim=1, eps=1e-30).view_as(gradient)
+
+    def _noise(self, images: Tensor) -> Tensor:
+        return self.augmenter.draw_noise(len(images), device=images.device)
