@@ -27,9 +27,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from learned_aug import Augmenter, AugmenterConfig, fit, list_pretrained
-from learned_aug.fit import DrawChoice, FitConfig, InfluenceConfig, MaximizeConfig, PretrainConfig
+from learned_aug.fit import DrawChoice, FitConfig, InfluenceConfig, MaximizeConfig, PretrainConfig, SteeredDraws
 
-RULES = {"best": DrawChoice, "worst": Worst, "hardest": Hardest, "random": Random}
+RULES = {"best": DrawChoice, "worst": Worst, "hardest": Hardest, "random": Random, "steered": SteeredDraws}
 UNTRAINED, UNMAXIMIZED = PretrainConfig(steps=0), MaximizeConfig(steps=0)
 STAGES = {  # of the fit that gives an augmenter: what differs from FitConfig
     "untrained": {"pretrain": UNTRAINED, "maximize": UNMAXIMIZED},
@@ -52,7 +52,7 @@ class Arm:
     # Of the augmenter of a share of them: a name of STAGES or of pretrained weights; or a name of Task.baselines, which
     # then takes its place.
     source: str | None = None
-    choice: dict[str, Any] | None = None  # among its draws: rule, draws, every, and settings of InfluenceConfig
+    choice: dict[str, Any] | None = None  # among its draws: rule, draws, every, tilt, and settings of InfluenceConfig
     config: dict[str, Any] = dataclasses.field(default_factory=dict)  # what differs from Task.config
     reverse: bool = False  # what the dropout has learned: a control
     labelled: str = "train"  # "all": trained on the images that the influence reads as well
@@ -148,11 +148,10 @@ def augmentation(task, augmenter, choice, data):
     if choice is None:
         return lambda model: lambda images, labels: augmenter(images)
     settings = {field.name: choice[field.name] for field in dataclasses.fields(InfluenceConfig) if field.name in choice}
-    kind, draws, every = RULES[choice.get("rule", "best")], choice.get("draws", 2), choice.get("every", task.every)
+    kind = RULES[choice.get("rule", "best")]
+    options = {"every": task.every, **{name: choice[name] for name in ("draws", "every", "tilt") if name in choice}}
     train, val = TensorDataset(*data["train"]), TensorDataset(*data["influence"])
-    return lambda model: kind(
-        augmenter, model, train, val, draws=draws, every=every, config=InfluenceConfig(**settings)
-    )
+    return lambda model: kind(augmenter, model, train, val, config=InfluenceConfig(**settings), **options)
 
 
 def run(task, args, seed, done):

@@ -53,11 +53,14 @@ ARMS = {
     "fitted": Arm("crop", "fitted"),
     "fitted, not pretrained": Arm("crop", "fitted, not pretrained"),
     "fitted, reversed": Arm("crop", "fitted", reverse=True),
+    "steered": Arm("crop", "untrained", {"rule": "steered"}),
+    "steered the other way": Arm("crop", "untrained", {"rule": "steered", "tilt": -3.0}),
     "best of 2": Arm("crop", "untrained", {}),
     "worst of 2": Arm("crop", "untrained", {"rule": "worst"}),
     "hardest of 2": Arm("crop", "untrained", {"rule": "hardest"}),
     "random of 2": Arm("crop", "untrained", {"rule": "random"}),
     "fitted, best of 2": Arm("crop", "fitted", {}),
+    "fitted, steered": Arm("crop", "fitted", {"rule": "steered"}),
     "mnist-cnn4": Arm("crop", "mnist-cnn4"),  # the pretrained weights, fitted once, to the images of seed 0
     # For choosing settings.
     **{f"fitted, tilt {tilt:g}": Arm("crop", f"fitted, tilt {tilt:g}") for tilt in (0.75, 1.5, 3.0, 6.0)},
