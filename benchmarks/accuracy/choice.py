@@ -1,9 +1,9 @@
-"""The controls of `DrawChoice`: the same draws, chosen by other rules."""
+"""The controls of `DrawChoice` and `SteeredDraws`: the same draws, chosen by other rules."""
 
 import torch
 import torch.nn.functional as F
 
-from learned_aug.fit import DrawChoice
+from learned_aug.fit import DrawChoice, SteeredDraws
 
 
 class Worst(DrawChoice):
@@ -18,6 +18,12 @@ class Hardest(DrawChoice):
 
     def score(self, augmented, labels):
         return F.cross_entropy(self.tap(augmented)[1], labels, reduction="none")
+
+
+class Harder(SteeredDraws):
+    """Steered to a higher cross-entropy: adversarial."""
+
+    score = Hardest.score
 
 
 class Random(DrawChoice):

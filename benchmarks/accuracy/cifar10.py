@@ -117,6 +117,7 @@ ARMS = {
     "fitted, not pretrained": Arm("crop + flip", "fitted, not pretrained"),
     "fitted, reversed": Arm("crop + flip", "fitted", reverse=True),
     "steered": Arm("crop + flip", "untrained", {"rule": "steered"}),
+    "steered to harder": Arm("crop + flip", "untrained", {"rule": "harder"}),
     "steered the other way": Arm("crop + flip", "untrained", {"rule": "steered", "tilt": -3.0}),
     "best of 2": Arm("crop + flip", "untrained", {}),
     "worst of 2": Arm("crop + flip", "untrained", {"rule": "worst"}),

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchvision
-from choice import Hardest, Random, Worst
+from choice import Harder, Hardest, Random, Worst
 from paired import compare
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -29,7 +29,14 @@ from torch.utils.data import TensorDataset
 from learned_aug import Augmenter, AugmenterConfig, fit, list_pretrained
 from learned_aug.fit import DrawChoice, FitConfig, InfluenceConfig, MaximizeConfig, PretrainConfig, SteeredDraws
 
-RULES = {"best": DrawChoice, "worst": Worst, "hardest": Hardest, "random": Random, "steered": SteeredDraws}
+RULES = {
+    "best": DrawChoice,
+    "worst": Worst,
+    "hardest": Hardest,
+    "random": Random,
+    "steered": SteeredDraws,
+    "harder": Harder,
+}
 UNTRAINED, UNMAXIMIZED = PretrainConfig(steps=0), MaximizeConfig(steps=0)
 STAGES = {  # of the fit that gives an augmenter: what differs from FitConfig
     "untrained": {"pretrain": UNTRAINED, "maximize": UNMAXIMIZED},

@@ -54,6 +54,7 @@ ARMS = {
     "fitted, not pretrained": Arm("crop", "fitted, not pretrained"),
     "fitted, reversed": Arm("crop", "fitted", reverse=True),
     "steered": Arm("crop", "untrained", {"rule": "steered"}),
+    "steered to harder": Arm("crop", "untrained", {"rule": "harder"}),
     "steered the other way": Arm("crop", "untrained", {"rule": "steered", "tilt": -3.0}),
     "best of 2": Arm("crop", "untrained", {}),
     "worst of 2": Arm("crop", "untrained", {"rule": "worst"}),
