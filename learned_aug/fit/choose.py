@@ -162,16 +162,18 @@ class SteeredDraws(DrawChoice):
 
     def augment(self, images: Tensor, labels: Tensor) -> Tensor:
         """By the snapshot as it is."""
-        prior = self.augmenter.trace(images, self._noise(images))
-        steer = torch.stack([self.direction(images, labels) for _ in range(self.draws)]).sum(0)
+        steer = torch.zeros((), device=images.device)
+        for _ in range(self.draws):
+            prior = self.augmenter.trace(images, self._noise(images))
+            steer = steer + self.direction(images, labels, prior.masks)
         steer = F.normalize(steer.flatten(1), dim=1, eps=1e-30).view_as(steer) * math.sqrt(steer[0].numel())
         logits = self.tilt * steer + (0 if prior.logits is None else prior.logits)
         masks = self.augmenter.strike(self._noise(images), logits)
         return self.augmenter.trace(images, masks=masks).draw.apply(images)
 
-    def direction(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Of the mask of one draw, in which the score rises: (B, stages, tau_dim), of length 1 for each image."""
-        masks = self.augmenter.trace(images, self._noise(images)).masks.requires_grad_()
+    def direction(self, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
+        """In which the score rises at these masks, (B, stages, tau_dim), of length 1 for each image."""
+        masks = masks.detach().requires_grad_()
         with torch.enable_grad():
             score = self.score(self.augmenter.trace(images, masks=masks).draw.apply(images), labels)
             (gradient,) = torch.autograd.grad(score.sum(), masks)

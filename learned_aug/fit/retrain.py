@@ -34,8 +34,8 @@ def retrain(
         model: a fresh classifier; trained on its own device.
         train: (image, label) pairs, as :func:`learned_aug.fit` takes them.
         config: settings; `mix` is the share of each batch that `augment` replaces.
-        augment: on batches (B, C, H, W), such as an Augmenter, or a :class:`DrawChoice` for this `model`, which also
-            sees the labels; None trains on the baseline alone.
+        augment: on batches (B, C, H, W), such as an Augmenter; or a :class:`DrawChoice` or :class:`SteeredDraws` for
+            this `model`, which also sees the labels; None trains on the baseline alone.
         baseline: on single images (C, H, W), before `augment`.
         generator: of the order of a Dataset's samples.
         on_event: gets "retrain" events: loss (nats).
