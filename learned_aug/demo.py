@@ -2,9 +2,10 @@
 
 Trains a 4-layer all-convolutional classifier with random crops, fits an augmenter to it (pretraining, influence,
 learned dropout), trains fresh classifiers without augmentation, with the crops, with the crops and the untrained
-augmenter (the control), and with the crops and the fitted one, from the same start on the same schedule, and prints
-their test errors. Writes to the folder --out: augmenter/ (the weights), digits.png (rows are images, columns are draws;
-the first column is the original) and results.json. One seed shows the path; it is no evidence for or against an arm.
+augmenter (the control), with the fitted one, and with draws of the untrained one steered while the classifier trains,
+from the same start on the same schedule, and prints their test errors. Writes to the folder --out: augmenter/ (the
+weights), digits.png (rows are images, columns are draws; the first column is the original) and results.json. One seed
+shows the path; it is no evidence for or against an arm.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from learned_aug.fit import (
     PretrainConfig,
     ProgressBars,
     RetrainConfig,
+    SteeredDraws,
     evaluate,
     fit,
     retrain,
@@ -98,7 +100,11 @@ def run(out: Path, *, seed: int = 0, quick: bool = False, progress: bool = True)
     errors: dict[str, dict[str, float]] = {}
     with ProgressBars() as bars:
 
-        def train(arm: str, baseline: Callable[[Tensor], Tensor] | None, augment: nn.Module | None) -> nn.Module:
+        def train(
+            arm: str,
+            baseline: Callable[[Tensor], Tensor] | None,
+            augment: Callable[[nn.Module], nn.Module | SteeredDraws | None] = lambda model: None,
+        ) -> nn.Module:
             # A demo may seed torch's global generator, the library may not. The same start and order for each arm.
             torch.manual_seed(seed)
             model = all_conv()
@@ -107,15 +113,15 @@ def run(out: Path, *, seed: int = 0, quick: bool = False, progress: bool = True)
                 data["train"],
                 schedule,
                 baseline=baseline,
-                augment=augment,
+                augment=augment(model),
                 generator=torch.Generator().manual_seed(seed),
                 on_event=(lambda event: bars(dataclasses.replace(event, stage=f"train: {arm}"))) if progress else None,
             )
             errors[arm] = {part: evaluate(model, data[part])[0] for part in ("test", "val")}
             return model
 
-        train("no augmentation", None, None)
-        model = train("baseline (crop)", crop, None)
+        train("no augmentation", None)
+        model = train("baseline (crop)", crop)
 
         def show(event: Event) -> None:
             bars(dataclasses.replace(event, stage=f"fit: {event.stage}"))
@@ -131,8 +137,11 @@ def run(out: Path, *, seed: int = 0, quick: bool = False, progress: bool = True)
             on_event=show if progress else None,
         )
         fit_seconds = time.perf_counter() - started
-        train("baseline + untrained control", crop, result.untrained)
-        train("baseline + fitted", crop, result.augmenter)
+        train("baseline + untrained control", crop, lambda model: result.untrained)
+        train("baseline + fitted", crop, lambda model: result.augmenter)
+        train(
+            "baseline + steered", crop, lambda model: SteeredDraws(result.untrained, model, data["train"], data["val"])
+        )
 
     result.augmenter.save_pretrained(out / "augmenter")
     images = torch.stack([data["test"][k][0] for k in range(8)])

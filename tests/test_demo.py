@@ -34,6 +34,7 @@ def test_quick_demo_writes_weights_picture_and_the_figures_that_it_prints(tmp_pa
         "baseline (crop)",
         "baseline + untrained control",
         "baseline + fitted",
+        "baseline + steered",
     ]
     for arm, errors in results["error"].items():
         assert 0 < errors["test"] < 0.5  # far better than chance, .9
