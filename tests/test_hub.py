@@ -437,7 +437,7 @@ CONTENTS = {  # of a repository, delivered faithfully
     "config: list": (replaced(CONFIG_NAME, b"[]"), "expected a JSON object"),
     "config: deep": (replaced(CONFIG_NAME, b"[" * 100_000), "no augmenter's configuration"),
     "config: of another model": (replaced(CONFIG_NAME, b'{"model_type": "bert"}'), "unknown keys"),
-    "config: version": (edited({"version": 99}), "version 99"),
+    "config: version": (edited({"version": 99}), "got 99"),
     "config: value": (edited({"tau_dropout": 2}), "tau_dropout"),
     "config: type": (edited({"size": "big"}), "size"),
     "config: a billion layers": (edited({"layers": 10**9}), "layers"),
