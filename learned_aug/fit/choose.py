@@ -6,14 +6,13 @@ import copy
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.fit.config import InfluenceConfig
 from learned_aug.fit.data import Batches, Data
 from learned_aug.fit.head import HeadTap, collect, find_head
-from learned_aug.fit.influence import influence_up
+from learned_aug.fit.influence import influence_up, unit_rms
 from learned_aug.fit.s_val import at_head, solve_s_val
 
 __all__ = ["DrawChoice", "SteeredDraws"]
@@ -166,18 +165,17 @@ class SteeredDraws(DrawChoice):
         for _ in range(self.draws):
             prior = self.augmenter.trace(images, self._noise(images))
             steer = steer + self.direction(images, labels, prior.masks)
-        steer = F.normalize(steer.flatten(1), dim=1, eps=1e-30).view_as(steer) * math.sqrt(steer[0].numel())
-        logits = self.tilt * steer + (0 if prior.logits is None else prior.logits)
+        logits = self.tilt * unit_rms(steer) + (0 if prior.logits is None else prior.logits)
         masks = self.augmenter.strike(self._noise(images), logits)
         return self.augmenter.trace(images, masks=masks).draw.apply(images)
 
     def direction(self, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
-        """In which the score rises at these masks, (B, stages, tau_dim), of length 1 for each image."""
+        """In which the score rises at these masks, (B, stages, tau_dim), of root mean square 1."""
         masks = masks.detach().requires_grad_()
         with torch.enable_grad():
             score = self.score(self.augmenter.trace(images, masks=masks).draw.apply(images), labels)
             (gradient,) = torch.autograd.grad(score.sum(), masks)
-        return F.normalize(gradient.flatten(1), dim=1, eps=1e-30).view_as(gradient)
+        return unit_rms(gradient)
 
     def _noise(self, images: Tensor) -> Tensor:
         return self.augmenter.draw_noise(len(images), device=images.device)

@@ -15,7 +15,7 @@ from learned_aug.fit.config import MaximizeConfig
 from learned_aug.fit.diagnostics import divergence_named, require_finite
 from learned_aug.fit.events import OnEvent
 from learned_aug.fit.head import HeadTap
-from learned_aug.fit.influence import influence_up
+from learned_aug.fit.influence import influence_up, unit_rms
 from learned_aug.fit.parallel import all_mean, average_gradients_
 from learned_aug.fit.problem import Head
 from learned_aug.fit.rng import generator
@@ -105,8 +105,7 @@ class LearningDropout(FollowingInfluence):
         batch = at_head(self.head, features, labels)
         influence = influence_up(self.ihvp.to(features.dtype), batch, self.head.label_smoothing)
         (gradient,) = torch.autograd.grad(influence.sum(), masks)
-        direction = F.normalize(-gradient.flatten(1), dim=1, eps=1e-30) * math.sqrt(gradient[0].numel())
-        return direction.view_as(gradient)
+        return unit_rms(-gradient)
 
 
 def kl_to_prior(logits: Tensor, keep: float) -> Tensor:
