@@ -1,9 +1,11 @@
-"""The controls of `DrawChoice` and `SteeredDraws`: the same draws, chosen by other rules."""
+"""Controls: of `DrawChoice`, the same draws chosen by other rules; of learned dropout, other gradients."""
 
 import torch
 import torch.nn.functional as F
 
-from learned_aug.fit import DrawChoice, SteeredDraws
+from learned_aug.fit import DrawChoice
+from learned_aug.fit.dropout import LearningDropout
+from learned_aug.fit.influence import unit_rms
 
 
 class Worst(DrawChoice):
@@ -11,19 +13,6 @@ class Worst(DrawChoice):
 
     def score(self, augmented, labels):
         return -super().score(augmented, labels)
-
-
-class Hardest(DrawChoice):
-    """The draw of the highest cross-entropy."""
-
-    def score(self, augmented, labels):
-        return F.cross_entropy(self.tap(augmented)[1], labels, reduction="none")
-
-
-class Harder(SteeredDraws):
-    """Steered to a higher cross-entropy: adversarial."""
-
-    score = Hardest.score
 
 
 class Random(DrawChoice):
@@ -34,3 +23,11 @@ class Random(DrawChoice):
 
     def renew(self):
         pass
+
+
+class LearningHarderDropout(LearningDropout):
+    """Towards a higher cross-entropy: adversarial."""
+
+    def wanted(self, augmented, labels, masks):
+        loss = F.cross_entropy(self.tap(augmented)[1], labels, reduction="sum")
+        return unit_rms(torch.autograd.grad(loss, masks)[0])

@@ -21,28 +21,41 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchvision
-from choice import Harder, Hardest, Random, Worst
+from choice import LearningHarderDropout, Random, Worst
 from paired import compare
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from learned_aug import Augmenter, AugmenterConfig, fit, list_pretrained
-from learned_aug.fit import DrawChoice, FitConfig, InfluenceConfig, MaximizeConfig, PretrainConfig, SteeredDraws
+from learned_aug.fit import (
+    DrawChoice,
+    FitConfig,
+    InfluenceConfig,
+    MaximizeConfig,
+    PretrainConfig,
+    SteeredDraws,
+    borrowed,
+    find_head,
+)
+from learned_aug.fit.data import Batches
+from learned_aug.fit.stages import Tap
 
 RULES = {
     "best": DrawChoice,
     "worst": Worst,
-    "hardest": Hardest,
+    "hardest": DrawChoice,
     "random": Random,
     "steered": SteeredDraws,
-    "harder": Harder,
+    "harder": SteeredDraws,
 }
+BY_LOSS = ("hardest", "harder")  # rules that follow the classifier's own loss, not the influence
 UNTRAINED, UNMAXIMIZED = PretrainConfig(steps=0), MaximizeConfig(steps=0)
 STAGES = {  # of the fit that gives an augmenter: what differs from FitConfig
     "untrained": {"pretrain": UNTRAINED, "maximize": UNMAXIMIZED},
     "pretrained": {"maximize": UNMAXIMIZED},
     "fitted": {},
     "fitted, not pretrained": {"pretrain": UNTRAINED},
+    "fitted to harder": {"pretrain": UNTRAINED, "maximize": UNMAXIMIZED},  # and then LearningHarderDropout
     "linear": {"maximize": MaximizeConfig(objective="linear", steps=200, batch_size=128)},
     **{
         f"fitted, tilt {tilt:g}": {"pretrain": UNTRAINED, "maximize": MaximizeConfig(tilt=tilt)}
@@ -138,7 +151,20 @@ def fitted(task, data, args, seed, arm, model):
         amp=torch.bfloat16 if getattr(args, "amp", 0) else None,
         progress=False,
     )
-    return result.augmenter, result.diagnostics["fitted"], time.perf_counter() - begin
+    diagnostics = result.diagnostics["fitted"]
+    if arm.source == "fitted to harder":
+        learn_harder(task, result.augmenter, data["train"], args, seed, model)
+        diagnostics = None
+    return result.augmenter, diagnostics, time.perf_counter() - begin
+
+
+def learn_harder(task, augmenter, data, args, seed, model):
+    """Stage 3 of a default fit, towards a higher loss in place of a lower influence; in place."""
+    order, config = torch.Generator().manual_seed(seed), MaximizeConfig()
+    settings = {"batch_size": config.batch_size, "device": torch.device("cpu"), "shuffle": True, "generator": order}
+    batches = Batches(TensorDataset(*data), "train", baseline=task.baselines[task.heuristic], **settings).forever()
+    with borrowed(model), Tap(model, find_head(model), torch.bfloat16 if getattr(args, "amp", 0) else None) as tap:
+        LearningHarderDropout(augmenter, tap, batches, None, None, config, seed=seed).run(lambda event: None)
 
 
 def reverse(augmenter):
@@ -150,14 +176,16 @@ def reverse(augmenter):
     return augmenter
 
 
-def augmentation(task, augmenter, choice, data):
-    """From the classifier in training to a function of images and labels."""
+def augmentation(task, augmenter, choice, train, influence):
+    """From the classifier in training to a function of images and labels; `train` is what it is trained on."""
     if choice is None:
         return lambda model: lambda images, labels: augmenter(images)
     settings = {field.name: choice[field.name] for field in dataclasses.fields(InfluenceConfig) if field.name in choice}
-    kind = RULES[choice.get("rule", "best")]
+    rule = choice.get("rule", "best")
+    kind = RULES[rule]
     options = {"every": task.every, **{name: choice[name] for name in ("draws", "every", "tilt") if name in choice}}
-    train, val = TensorDataset(*data["train"]), TensorDataset(*data["influence"])
+    val = None if rule in BY_LOSS else TensorDataset(*influence)
+    train = TensorDataset(*train)
     return lambda model: kind(augmenter, model, train, val, config=InfluenceConfig(**settings), **options)
 
 
@@ -187,11 +215,12 @@ def run(task, args, seed, done):
         if arm.reverse:
             augmenter, diagnostics = reverse(augmenter), None
         begin = time.perf_counter()
-        augment = augmentation(task, augmenter, arm.choice, data) if arm.source else None
+        labelled = data[arm.labelled]
+        augment = augmentation(task, augmenter, arm.choice, labelled, data["influence"]) if arm.source else None
         if arm == Arm(task.heuristic) and model is not None:
             final, seconds = model, model_seconds
         else:
-            final = train(task, data[arm.labelled], args, seed, task.baselines[arm.baseline], augment)
+            final = train(task, labelled, args, seed, task.baselines[arm.baseline], augment)
             seconds = time.perf_counter() - begin
         scores = {part: evaluate(final, *data[part]) for part in ("choosing", "test")}
         row = {

@@ -6,6 +6,7 @@ import copy
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learned_aug.augmenter import Augmenter
@@ -33,7 +34,8 @@ class DrawChoice:
         augmenter: the prior; calibrated or fitted.
         model: the classifier in training, never changed here.
         train: (image, label) pairs without augmentation.
-        val: the hyper-validation set; errors on it are no longer honest, for the choice follows it.
+        val: the hyper-validation set; errors on it are no longer honest, for the choice follows it. None takes the
+            snapshot's own loss in place of the influence: the hardest draw.
         draws: for each image, at least 1.
         every: calls between two snapshots.
         config: of s_val.
@@ -45,7 +47,7 @@ class DrawChoice:
         augmenter: Augmenter,
         model: nn.Module,
         train: Data,
-        val: Data,
+        val: Data | None = None,
         *,
         draws: int = 2,
         every: int = 100,
@@ -59,9 +61,8 @@ class DrawChoice:
         self.config = config if config is not None else InfluenceConfig()
         self.head_name = head
         device = find_head(model, head).weight.device
-        self.train, self.val = (
-            Batches(data, name, batch_size=256, device=device) for data, name in ((train, "train"), (val, "val"))
-        )
+        self.train = Batches(train, "train", batch_size=256, device=device)
+        self.val = None if val is None else Batches(val, "val", batch_size=256, device=device)
         self.calls = 0
 
     @torch.no_grad()
@@ -80,19 +81,23 @@ class DrawChoice:
 
     def score(self, augmented: Tensor, labels: Tensor) -> Tensor:
         """What is maximised, (B,): minus the influence of up-weighting a draw, less that of its image, a constant."""
-        features, _ = self.tap(augmented)
+        features, logits = self.tap(augmented)
+        if self.val is None:
+            return F.cross_entropy(logits, labels, reduction="none")
         features = features.to(self.ihvp.dtype)
         seen = at_head(self.problem, features, labels)
         return -influence_up(self.ihvp, seen, self.config.label_smoothing)
 
     @torch.no_grad()
     def renew(self) -> None:
-        """Take a new snapshot of the model and solve for s_val at it."""
+        """Take a new snapshot of the model and, to follow the influence, solve for s_val at it."""
         snapshot = copy.deepcopy(self.model)
         self._measure_batch_norm(snapshot)
         snapshot.eval()
         # The snapshot is ours: there is nothing to give back, and the hook stays as long as it does.
         self.tap = HeadTap(snapshot, find_head(snapshot, self.head_name)).__enter__()
+        if self.val is None:
+            return
         train, val = (collect(self.tap, data) for data in (self.train, self.val))
         self.problem, solution = solve_s_val(train, val, self.tap.head, self.config)
         self.ihvp = solution.value
@@ -131,7 +136,7 @@ class SteeredDraws(DrawChoice):
         augmenter: the prior, with ``tau_dropout > 0``.
         model: as of :class:`DrawChoice`, like the arguments that are not listed here.
         train: as there.
-        val: as there.
+        val: as there: None steers to a higher loss.
         tilt: root mean square of the logits that are added; 0 draws from the augmenter as it is.
         draws: for each image, at which gradients are taken, scaled to length 1 and averaged.
         every: calls between two snapshots.
@@ -144,7 +149,7 @@ class SteeredDraws(DrawChoice):
         augmenter: Augmenter,
         model: nn.Module,
         train: Data,
-        val: Data,
+        val: Data | None = None,
         *,
         tilt: float = 3.0,
         draws: int = 1,

@@ -49,6 +49,16 @@ def test_each_image_gets_the_draw_of_the_lowest_influence(model, few, augmenter,
         assert torch.equal(chosen[best == k], drawn[best == k])
 
 
+def test_without_validation_images_each_gets_the_draw_of_the_highest_loss(model, few, augmenter, batch):
+    images, labels = batch
+    recording = Recording(augmenter)
+    choice = DrawChoice(recording, model, few[0], draws=3)
+    chosen = choice(images, labels)
+    with torch.no_grad():
+        losses = [F.cross_entropy(choice.tap(x)[1], labels, reduction="none") for x in (chosen, *recording.given)]
+    assert torch.equal(losses[0], torch.stack(losses[1:]).amax(0))
+
+
 def test_one_draw_is_the_augmenter_itself(model, few, augmenter, batch):
     recording = Recording(augmenter)
     chosen = DrawChoice(recording, model, *few, draws=1)(*batch)
@@ -124,10 +134,11 @@ def mean_score(choice, images, labels, repeats=8):
         return torch.stack([choice.score(choice.augment(images, labels), labels) for _ in range(repeats)]).mean()
 
 
-def test_steered_draws_score_higher_with_the_tilt_and_lower_against_it(model, few, augmenter, batch):
+@pytest.mark.parametrize("data_sets", [2, 1], ids=["influence", "loss"])
+def test_steered_draws_score_higher_with_the_tilt_and_lower_against_it(model, few, augmenter, batch, data_sets):
     scores = []
     for tilt in (-3.0, 0.0, 3.0):
-        choice = SteeredDraws(augmenter, model, *few, tilt=tilt)
+        choice = SteeredDraws(augmenter, model, *few[:data_sets], tilt=tilt)
         choice.renew()
         scores.append(mean_score(choice, *batch))
     assert scores[0] < scores[1] < scores[2]
