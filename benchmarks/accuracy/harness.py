@@ -206,11 +206,14 @@ def run(task, args, seed, done):
         elif arm.source in (entry.name for entry in list_pretrained()):
             fits[key] = Augmenter.from_pretrained(arm.source), None, 0.0
         elif arm.source is not None and key not in fits:
-            if model is None:
+            if model is None and arm.source != "untrained":
                 begin = time.perf_counter()
                 model = train(task, data["train"], args, seed, task.baselines[task.heuristic], None)
                 model_seconds = time.perf_counter() - begin
-            fits[key] = fitted(task, data, args, seed, arm, model)
+            # The untrained augmenter is the same for any classifier, its diagnostics are not.
+            classifier = task.model(args) if model is None else model
+            augmenter, diagnostics, fit_seconds = fitted(task, data, args, seed, arm, classifier)
+            fits[key] = augmenter, None if model is None else diagnostics, fit_seconds
         augmenter, diagnostics, fit_seconds = fits.get(key, (None, None, None))
         if arm.reverse:
             augmenter, diagnostics = reverse(augmenter), None
