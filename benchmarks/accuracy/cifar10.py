@@ -7,7 +7,8 @@ ROOT is that of torchvision.datasets.CIFAR10, or holds an ImageFolder tree train
 
 Protocol: 10,000 training images are the hyper-validation set, of which influence reads the first half and the second
 half is for choosing; of the other 40,000, 400 per class, drawn by the seed, are labelled. ResNet-8 (He et al.'s for
-CIFAR with one block per stage; time on a CPU forces it, `--depth 56` is the paper's), batches of 64, SGD with Nesterov
+CIFAR with one block per stage; time on a CPU forces it, `--depth 56` is the paper's, `--depth 28 --width 160` is
+Wide-ResNet-28-10), batches of 64, SGD with Nesterov
 momentum, one cycle of 2,000 steps (32 epochs), bfloat16 autocast (`--amp 0`: float32); images in [0, 1]. In a seed all
 arms share initialisation, order and schedule. An augmenter replaces half of each batch of cropped and flipped images; a
 policy of torchvision is applied to all of them, before the crop.
@@ -17,45 +18,14 @@ import functools
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from harness import Arm, Task, main
-from torch import nn
+from resnets import residual_network
 from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.transforms import v2
 
 from learned_aug import AugmenterConfig
 
 HYPER_VAL = 10_000
-
-
-class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut."""
-
-    def __init__(self, source, target, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(source, target, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(target, target, 3, 1, 1, bias=False)
-        self.norm1, self.norm2 = nn.BatchNorm2d(target), nn.BatchNorm2d(target)
-        self.shortcut = nn.Identity()
-        if stride > 1 or source != target:
-            self.shortcut = nn.Sequential(nn.Conv2d(source, target, 1, stride, bias=False), nn.BatchNorm2d(target))
-
-    def forward(self, x):
-        return F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))) + self.shortcut(x))
-
-
-def resnet(depth, width=16, classes=10):
-    """He et al.'s ResNet for CIFAR: depth 6n + 2, three stages of `width`, twice and four times that."""
-    if depth % 6 != 2:
-        raise ValueError(f"depth must be 6n + 2, got {depth}")
-    layers = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-    source = width
-    for stage in range(3):
-        for k in range(depth // 6):
-            target = width << stage
-            layers.append(Block(source, target, 2 if stage and not k else 1))
-            source = target
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(source, classes))
 
 
 @functools.lru_cache
@@ -120,6 +90,8 @@ ARMS = {
     "steered": Arm("crop + flip", "untrained", {"rule": "steered"}),
     "steered to harder": Arm("crop + flip", "untrained", {"rule": "harder"}),
     "steered the other way": Arm("crop + flip", "untrained", {"rule": "steered", "tilt": -3.0}),
+    "cifar10-wrn": Arm("crop + flip", "cifar10-wrn"),  # the pretrained weights, fitted once, to the images of seed 0
+    "cifar10-resnet56": Arm("crop + flip", "cifar10-resnet56"),
     "best of 2": Arm("crop + flip", "untrained", {}),
     "worst of 2": Arm("crop + flip", "untrained", {"rule": "worst"}),
     "hardest of 2": Arm("crop + flip", "untrained", {"rule": "hardest"}),
@@ -137,7 +109,7 @@ ARMS = {
 }
 TASK = Task(
     load=load,
-    model=lambda args: resnet(args.depth, args.width),
+    model=lambda args: residual_network(args.depth, args.width),
     baselines=BASELINES,
     heuristic="crop + flip",
     arms=ARMS,

@@ -22,7 +22,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "accuracy"))
-from cifar10 import BASELINES, TASK, load, resnet
+from cifar10 import BASELINES, TASK, load
+from resnets import residual_network
 
 from learned_aug.fit import RetrainConfig, fit, retrain
 
@@ -38,7 +39,7 @@ def main():
     data = {name: TensorDataset(*pair) for name, pair in load(args.data, 0, 400).items()}
     baseline = BASELINES["crop + flip"]
     torch.manual_seed(0)
-    model = resnet(args.depth).to(memory_format=torch.channels_last)
+    model = residual_network(args.depth).to(memory_format=torch.channels_last)
     begin = time.perf_counter()
     retrain(model, data["train"], RetrainConfig(steps=args.steps, batch_size=64), baseline=baseline)
     step = (time.perf_counter() - begin) / args.steps
