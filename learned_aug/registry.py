@@ -87,6 +87,16 @@ PRETRAINED: tuple[Pretrained, ...] = (
         config_sha256="5986f783188e6536603f106f345386f6aa9e409fee8730909fcbaeac33f6400e",
         weights_sha256="db24f499a7c3e635f98a95ad7e4ff0ace1062f0b369f6e0d2a3443258c8f0d9d",
     ),
+    Pretrained(
+        name="cifar10-wrn",
+        data="CIFAR-10, 1,000 labels",
+        classifier="Wide-ResNet-10-2",
+        bytes=990149,
+        licence="Apache-2.0",
+        error="test error not measured",
+        config_sha256="e5afe140501181b6bb325dd1256ce204f26a2392fa5af5bd4db5aa1145cff476",
+        weights_sha256="c96516aced599d443f1b9180265c4af7fbc698df787f2050b8f6e4da400c5c2c",
+    ),
 )
 """The table: one record for each set of weights that exists, none for any other."""
 
