@@ -2,7 +2,7 @@
 
     python examples/pictures.py                                   # three minutes on a CPU; writes to examples/
     python examples/pictures.py --weights ./my-augmenter --out my-pictures
-    python examples/pictures.py --weights cifar10-resnet56 --cifar10 ROOT      # with ROOT as torchvision has it
+    python examples/pictures.py --weights cifar10-wrn --cifar10 ROOT      # as torchvision has it, or an ImageFolder
 
 For grey weights: digits.png (draws), traversal.png (from one draw to another), corrected.png (test digits that only
 training with the weights gets right), influence.png (predicted against actual changes of the validation loss) and
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.transforms import v2
 
 import learned_aug
@@ -123,8 +123,9 @@ def grey(augmenter: Augmenter, steps: int, count: int) -> dict[str, PIL.Image.Im
 def color(augmenter: Augmenter, root: Path) -> dict[str, PIL.Image.Image]:
     """The pictures of weights for CIFAR-10, by file name."""
     config = augmenter.config
-    data = CIFAR10(root, train=False)
-    images = torch.stack([v2.functional.to_dtype(v2.functional.to_image(data[k][0]), scale=True) for k in range(8)])
+    data = ImageFolder(root / "test") if (root / "test").is_dir() else CIFAR10(root, train=False)
+    rows = range(0, len(data), len(data) // 8)[:8]  # a folder's images come class by class
+    images = torch.stack([v2.functional.to_dtype(v2.functional.to_image(data[k][0]), scale=True) for k in rows])
     shown = v2.functional.normalize(images, list(config.mean), list(config.std))
     seeded = torch.Generator().manual_seed
     return {

@@ -71,11 +71,22 @@ def test_pictures_of_colour_weights_need_their_data(example, tmp_path, capsys):
     with pytest.raises(SystemExit):
         names["main"](["--weights", folder, "--out", str(tmp_path)])
     assert "--cifar10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "folder"])
+def test_pictures_of_colour_weights(example, tmp_path, layout):
+    names = example("pictures.py")
+    folder, root = weights(tmp_path / "aug", size=32), tmp_path / "root"
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (8, 32, 32, 3), generator=generator, dtype=torch.uint8).numpy()
     images = [(PIL.Image.fromarray(image), 0) for image in pixels]
-    names["color"].__globals__["CIFAR10"] = lambda root, train: images
-    names["main"](["--weights", folder, "--out", str(tmp_path), "--cifar10", "root"])
+    if layout == "torchvision":
+        names["color"].__globals__["CIFAR10"] = lambda root, train: images
+    else:
+        for k, (image, _) in enumerate(images):
+            (root / "test" / f"class {k}").mkdir(parents=True)
+            image.save(root / "test" / f"class {k}" / "0.png")
+    names["main"](["--weights", folder, "--out", str(tmp_path), "--cifar10", str(root)])
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["cifar10-traversal.png", "cifar10.png"]
 
 
