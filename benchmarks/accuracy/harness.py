@@ -94,10 +94,11 @@ class Task:
     every: int  # steps between two snapshots of a choice
 
 
-def train(task, data, args, seed, baseline, augment):
-    """Train a classifier; the same start, order and schedule whatever the arm."""
+def train(task, data, args, seed, baseline, augment, start=None):
+    """Train a classifier, or a copy of `start`; the same start, order and schedule whatever the arm."""
     torch.manual_seed(seed)
-    model = task.model(args).to(memory_format=torch.channels_last)
+    model = task.model(args) if start is None else copy.deepcopy(start)
+    model = model.to(memory_format=torch.channels_last)
     order = torch.Generator().manual_seed(seed)
     images, labels = data
     optimizer = torch.optim.SGD(model.parameters(), task.lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
