@@ -5,8 +5,8 @@
 
 What a fit could afford to choose its result by: the validation loss after a short training with each candidate, from
 the fitted classifier (restart) or from scratch, one cycle at the full learning rate. Candidates are those whose order
-after full trainings is known from mnist.py (README): fitted before untrained before crop, and what was learned, reversed,
-last. Shown is the share of seeds in which a proxy puts a pair in that order.
+after full trainings is known from mnist.py (README): fitted before untrained before crop, and what was learned,
+reversed, last. Shown is the share of seeds in which a proxy puts a pair in that order.
 """
 
 import argparse
