@@ -91,7 +91,6 @@ ARMS = {
     "steered to harder": Arm("crop + flip", "untrained", {"rule": "harder"}),
     "steered the other way": Arm("crop + flip", "untrained", {"rule": "steered", "tilt": -3.0}),
     "cifar10-wrn": Arm("crop + flip", "cifar10-wrn"),  # the pretrained weights, fitted once, to the images of seed 0
-    "cifar10-resnet56": Arm("crop + flip", "cifar10-resnet56"),
     "best of 2": Arm("crop + flip", "untrained", {}),
     "worst of 2": Arm("crop + flip", "untrained", {"rule": "worst"}),
     "hardest of 2": Arm("crop + flip", "untrained", {"rule": "hardest"}),
