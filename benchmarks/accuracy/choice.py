@@ -1,9 +1,9 @@
-"""Controls: of `DrawChoice`, the same draws chosen by other rules; of learned dropout, other gradients."""
+"""Controls: of `DrawChoice`, the same draws chosen by other rules; of learned dropout and steering, other gradients."""
 
 import torch
 import torch.nn.functional as F
 
-from learned_aug.fit import DrawChoice
+from learned_aug.fit import DrawChoice, SteeredDraws
 from learned_aug.fit.dropout import LearningDropout
 from learned_aug.fit.influence import unit_rms
 
@@ -23,6 +23,18 @@ class Random(DrawChoice):
 
     def renew(self):
         pass
+
+
+class WithoutLoss(SteeredDraws):
+    """Steered by what is left of the influence's direction without its component along the loss's."""
+
+    def direction(self, images, labels, masks):
+        influence = super().direction(images, labels, masks)
+        self.val, val = None, self.val
+        loss = super().direction(images, labels, masks)
+        self.val = val
+        along = (influence * loss).flatten(1).mean(1)[:, None, None] * loss  # both of root mean square 1
+        return unit_rms(influence - along)
 
 
 class LearningHarderDropout(LearningDropout):

@@ -89,6 +89,7 @@ ARMS = {
     "fitted to harder": Arm("crop + flip", "fitted to harder"),
     "steered": Arm("crop + flip", "untrained", {"rule": "steered"}),
     "steered to harder": Arm("crop + flip", "untrained", {"rule": "harder"}),
+    "steered, without loss": Arm("crop + flip", "untrained", {"rule": "without loss"}),
     "steered the other way": Arm("crop + flip", "untrained", {"rule": "steered", "tilt": -3.0}),
     "cifar10-wrn": Arm("crop + flip", "cifar10-wrn"),  # the pretrained weights, fitted once, to the images of seed 0
     "best of 2": Arm("crop + flip", "untrained", {}),

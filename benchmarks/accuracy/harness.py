@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchvision
-from choice import LearningHarderDropout, Random, Worst
+from choice import LearningHarderDropout, Random, WithoutLoss, Worst
 from paired import compare
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -47,6 +47,7 @@ RULES = {
     "random": Random,
     "steered": SteeredDraws,
     "harder": SteeredDraws,
+    "without loss": WithoutLoss,
 }
 BY_LOSS = ("hardest", "harder")  # rules that follow the classifier's own loss, not the influence
 UNTRAINED, UNMAXIMIZED = PretrainConfig(steps=0), MaximizeConfig(steps=0)

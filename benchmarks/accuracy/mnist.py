@@ -56,6 +56,7 @@ ARMS = {
     "fitted to harder": Arm("crop", "fitted to harder"),
     "steered": Arm("crop", "untrained", {"rule": "steered"}),
     "steered to harder": Arm("crop", "untrained", {"rule": "harder"}),
+    "steered, without loss": Arm("crop", "untrained", {"rule": "without loss"}),
     "steered the other way": Arm("crop", "untrained", {"rule": "steered", "tilt": -3.0}),
     "untrained, all labels": Arm("crop", "untrained", labelled="all"),
     "steered to harder, all labels": Arm("crop", "untrained", {"rule": "harder"}, labelled="all"),
