@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.fit.config import InfluenceConfig
@@ -18,6 +20,8 @@ from learned_aug.fit.s_val import at_head, solve_s_val
 
 __all__ = ["DrawChoice", "SteeredDraws"]
 
+NORMED = 4096  # training images, at most, that batch-norm statistics are measured on
+
 
 class DrawChoice:
     """Augments each image by the best of `draws` fresh draws: the one whose influence predicts the lowest loss.
@@ -27,8 +31,9 @@ class DrawChoice:
     q ~ prior exp(-I / beta); the best of a few draws from the prior is its hard limit.
 
     Influences are read from a snapshot of the classifier, renewed every `every` calls: batch-norm statistics measured
-    anew (those of a classifier in training lag behind), head refitted, s_val solved. A renewal is a pass over `train`
-    twice and over `val` once, a call is a forward pass for each draw.
+    anew (those of a classifier in training lag behind), head refitted, s_val solved. A renewal is a pass over some
+    thousand images of `train` for batch norm, if there is any, and over all of `train` and `val` for s_val; a call is a
+    forward pass for each draw.
 
     Args:
         augmenter: the prior; calibrated or fitted.
@@ -61,8 +66,9 @@ class DrawChoice:
         self.config = config if config is not None else InfluenceConfig()
         self.head_name = head
         device = find_head(model, head).weight.device
-        self.train = Batches(train, "train", batch_size=256, device=device)
-        self.val = None if val is None else Batches(val, "val", batch_size=256, device=device)
+        read = partial(Batches, batch_size=256, device=device)
+        self.train, self.val = read(train, "train"), None if val is None else read(val, "val")
+        self.normed = read(_spread(train, NORMED), "train")
         self.calls = 0
 
     @torch.no_grad()
@@ -116,11 +122,11 @@ class DrawChoice:
             norm.reset_running_stats()
             norm.train()
         seen = 0
-        for images, _ in self.train:
+        for images, _ in self.normed:
             if len(images) > 1:  # one image has no variance
                 seen += len(images)
                 for norm in norms:
-                    norm.momentum = len(images) / seen  # the mean over all images
+                    norm.momentum = len(images) / seen  # the mean over all of them
                 model(images)
 
 
@@ -184,3 +190,10 @@ class SteeredDraws(DrawChoice):
 
     def _noise(self, images: Tensor) -> Tensor:
         return self.augmenter.draw_noise(len(images), device=images.device)
+
+
+def _spread(data: Data, count: int) -> Data:
+    """At most `count` images of a data set, evenly spaced; a loader is taken as it is."""
+    if isinstance(data, DataLoader) or len(data) <= count:  # type: ignore[arg-type]
+        return data
+    return Subset(data, range(0, len(data), math.ceil(len(data) / count)))  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
 import copy
+import sys
 
 import pytest
 import torch
@@ -97,6 +98,17 @@ def test_batch_norm_statistics_of_the_snapshot_are_those_of_the_training_set(mod
     choice = DrawChoice(augmenter, model, train, few[1])
     choice(*batch)
     images = torch.stack([image for image, _ in train])
+    with torch.no_grad():
+        expected = model[:3](images).mean(dim=(0, 2, 3))
+    assert torch.allclose(choice.tap.model[3].running_mean, expected, atol=1e-4)
+
+
+def test_batch_norm_of_many_images_is_measured_on_some_of_all_parts(model, few, augmenter, batch, monkeypatch):
+    model.train()
+    monkeypatch.setattr(sys.modules[DrawChoice.__module__], "NORMED", 100)
+    choice = DrawChoice(augmenter, model, Subset(few[0].dataset, range(250)), few[1])
+    choice(*batch)
+    images = torch.stack([few[0].dataset[k][0] for k in range(0, 250, 3)])
     with torch.no_grad():
         expected = model[:3](images).mean(dim=(0, 2, 3))
     assert torch.allclose(choice.tap.model[3].running_mean, expected, atol=1e-4)
