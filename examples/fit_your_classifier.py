@@ -5,7 +5,7 @@
 
 DIR/train and the others hold a folder of images for each class. Take `Net`, `load` and the training for yours: fit
 wants a trained classifier that ends in an nn.Linear, what it was trained on, and images that it has not seen. One run
-of each arm shows the path; to show that one is better takes many seeds (benchmarks/accuracy/mnist.py).
+of each arm shows the path; to show that one is better takes more: --trainings 5.
 """
 
 import argparse
@@ -18,7 +18,16 @@ from torchvision.transforms import v2
 
 import learned_aug
 from learned_aug.demo import digits
-from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig, RetrainConfig, evaluate, retrain
+from learned_aug.fit import (
+    Comparison,
+    FitConfig,
+    MaximizeConfig,
+    PretrainConfig,
+    RetrainConfig,
+    SteeredDraws,
+    compare,
+    retrain,
+)
 
 
 class Net(nn.Module):
@@ -48,28 +57,28 @@ def load(folder: str | None, size: int) -> tuple[dict[str, Dataset], int, int]:
     return data, 3, len(data["train"].classes)
 
 
-def main(arguments: list[str] | None = None) -> dict[str, float]:
-    """Train, fit, compare, save; returns the test errors."""
+def main(arguments: list[str] | None = None) -> Comparison:
+    """Train, fit, compare on the test images, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="my-augmenter", help="folder for the weights (%(default)s)")
     parser.add_argument("--data", help="folder of images; by default the digits of the package")
     parser.add_argument("--size", type=int, default=28, help="side of the images, pixels (%(default)s)")
     parser.add_argument("--steps", type=int, default=600, help="of each training of the classifier (%(default)s)")
     parser.add_argument("--fit-steps", type=int, default=200, help="of both stages of the fit (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the classifier and the fit (%(default)s)")
+    parser.add_argument("--trainings", type=int, default=1, help="of each arm that is compared (%(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(arguments)
     data, channels, classes = load(args.data, args.size)
     crop = v2.RandomCrop(args.size, padding=args.size // 8)  # what you augment with today
 
-    def train(augment: nn.Module | None = None) -> nn.Module:
-        torch.manual_seed(args.seed)  # the same start and order for each arm
-        model = Net(channels, classes).to(args.device)
-        order = torch.Generator().manual_seed(args.seed)
-        retrain(model, data["train"], RetrainConfig(steps=args.steps), baseline=crop, augment=augment, generator=order)
-        return model
+    def fresh() -> nn.Module:
+        return Net(channels, classes).to(args.device)
 
-    model = train()
+    schedule = RetrainConfig(steps=args.steps)
+    torch.manual_seed(args.seed)
+    model = fresh()
+    retrain(model, data["train"], schedule, baseline=crop)  # or the one that you have
     result = learned_aug.fit(
         model,
         data["train"],
@@ -83,13 +92,18 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     )
     print(result)  # strength, diversity and predicted effect of each stage
 
-    arms = {"crop": model, "crop, untrained control": train(result.untrained), "crop, fitted": train(result.augmenter)}
-    errors = {arm: evaluate(trained, data["test"])[0] for arm, trained in arms.items()}
-    for arm, error in errors.items():
-        print(f"{arm:25} {error:7.2%} of the test images wrong")
+    arms = {
+        "crop": lambda model: None,
+        "crop, untrained control": lambda model: result.untrained,
+        "crop, fitted": lambda model: result.augmenter,
+        "crop, steered": lambda model: SteeredDraws(result.untrained, model, data["train"]),  # to a higher loss
+    }
+    seeds = range(args.trainings)
+    compared = compare(fresh, data["train"], data["test"], arms, schedule, baseline=crop, seeds=seeds)
+    print(compared)
     result.augmenter.save_pretrained(args.out)
     print(f'Use it with LearnedAugment.from_pretrained(pathlib.Path("{args.out}"))')
-    return errors
+    return compared
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ ALLOWED = {
     | {f"fit.{m}" for m in ["config", "diagnostics", "events", "head", "influence", "parallel", "problem"]}
     | {f"fit.{m}" for m in ["rng", "s_val", "training"]},
     "fit.retrain": {"fit.choose", "fit.config", "fit.data", "fit.events", "fit.head"},
+    "fit.compare": {f"fit.{m}" for m in ["choose", "config", "data", "events", "retrain", "rng"]},
     "fit.stages": {"augmenter", "nets"}
     | {f"fit.{m}" for m in ["config", "data", "diagnostics", "dropout", "events", "gan", "head", "ihvp", "influence"]}
     | {f"fit.{m}" for m in ["maximize", "parallel", "problem", "rng", "s_val", "stream", "training"]},

@@ -2,6 +2,7 @@
 
 from learned_aug.fit.checkpoint import CheckpointError
 from learned_aug.fit.choose import DrawChoice, SteeredDraws
+from learned_aug.fit.compare import Comparison, compare
 from learned_aug.fit.config import (
     FitConfig,
     InfluenceConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "CG",
     "BlockDiagonal",
     "CheckpointError",
+    "Comparison",
     "ConvergenceError",
     "Direct",
     "DrawChoice",
@@ -70,6 +72,7 @@ __all__ = [
     "borrowed",
     "check_stationary",
     "collect",
+    "compare",
     "effective_rank",
     "evaluate",
     "find_head",
