@@ -5,7 +5,7 @@
 
 DIR/train and the others hold a folder of images for each class. Take `Net`, `load` and the training for yours: fit
 wants a trained classifier that ends in an nn.Linear, what it was trained on, and images that it has not seen. One run
-of each arm shows the path; to show that one is better takes more: --trainings 5.
+of each arm shows the path; to show that one is better takes more: --trainings 6 at least.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> Comparison:
         "crop": lambda model: None,
         "crop, untrained control": lambda model: result.untrained,
         "crop, fitted": lambda model: result.augmenter,
-        "crop, steered": lambda model: SteeredDraws(result.untrained, model, data["train"]),  # to a higher loss
+        "crop, steered": lambda model: SteeredDraws(result.untrained, model, data["train"], None),  # to a higher loss
     }
     seeds = range(args.trainings)
     compared = compare(fresh, data["train"], data["test"], arms, schedule, baseline=crop, seeds=seeds)

@@ -52,7 +52,7 @@ def cosines(task, args, seed):
             if steps in moments:
                 noise = augmenter.draw_noise(IMAGES, generator=torch.Generator().manual_seed(steps))
                 masks = augmenter.trace(images, noise).masks
-                forms = SteeredDraws(augmenter, model, labelled, val), SteeredDraws(augmenter, model, labelled)
+                forms = SteeredDraws(augmenter, model, labelled, val), SteeredDraws(augmenter, model, labelled, None)
                 for form in forms:
                     form.renew()
                 one, two = (form.direction(images, labels, masks).flatten(1) for form in forms)

@@ -1,4 +1,4 @@
-"""Choose among fresh draws by influence, with the classifier as it stands while it is trained."""
+"""Draws that follow the classifier as it stands while it is trained: by influence, or by its own loss."""
 
 from __future__ import annotations
 
@@ -31,20 +31,23 @@ class DrawChoice:
     q ~ prior exp(-I / beta); the best of a few draws from the prior is its hard limit.
 
     Influences are read from a snapshot of the classifier, renewed every `every` calls: batch-norm statistics measured
-    anew (those of a classifier in training lag behind), head refitted, s_val solved. A renewal is a pass over some
-    thousand images of `train` for batch norm, if there is any, and over all of `train` and `val` for s_val; a call is a
-    forward pass for each draw.
+    anew (those of a classifier in training lag behind), head refitted, s_val solved. A call is a forward pass for each
+    draw. A renewal is a pass over at most 4,096 images of `train` for batch norm, if there is any, and over all of
+    `train` and `val` for s_val: for large sets raise `every`.
 
     Args:
         augmenter: the prior; calibrated or fitted.
         model: the classifier in training, never changed here.
         train: (image, label) pairs without augmentation.
         val: the hyper-validation set; errors on it are no longer honest, for the choice follows it. None takes the
-            snapshot's own loss in place of the influence: the hardest draw.
+            highest loss of the snapshot in place of the lowest influence: the hardest draw.
         draws: for each image, at least 1.
         every: calls between two snapshots.
-        config: of s_val.
+        config: of s_val; of it, the loss takes the label smoothing alone.
         head: name of the last Linear, by default the last one registered.
+
+    Raises:
+        ValueError: if a setting is out of range, or batch norm cannot be measured on the batches of `train`.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class DrawChoice:
         augmenter: Augmenter,
         model: nn.Module,
         train: Data,
-        val: Data | None = None,
+        val: Data | None,
         *,
         draws: int = 2,
         every: int = 100,
@@ -68,7 +71,7 @@ class DrawChoice:
         device = find_head(model, head).weight.device
         read = partial(Batches, batch_size=256, device=device)
         self.train, self.val = read(train, "train"), None if val is None else read(val, "val")
-        self.normed = read(_spread(train, NORMED), "train")
+        self.normed = read(_shuffled(train), "train")
         self.calls = 0
 
     @torch.no_grad()
@@ -86,10 +89,10 @@ class DrawChoice:
         return drawn.view(self.draws, *images.shape)[best, torch.arange(len(images), device=images.device)]
 
     def score(self, augmented: Tensor, labels: Tensor) -> Tensor:
-        """What is maximised, (B,): minus the influence of up-weighting a draw, less that of its image, a constant."""
+        """What is maximised, (B,): the loss, or minus the influence of up-weighting a draw (its image's is fixed)."""
         features, logits = self.tap(augmented)
         if self.val is None:
-            return F.cross_entropy(logits, labels, reduction="none")
+            return F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.config.label_smoothing)
         features = features.to(self.ihvp.dtype)
         seen = at_head(self.problem, features, labels)
         return -influence_up(self.ihvp, seen, self.config.label_smoothing)
@@ -128,10 +131,16 @@ class DrawChoice:
                 for norm in norms:
                     norm.momentum = len(images) / seen  # the mean over all of them
                 model(images)
+            if seen >= NORMED:
+                return
+        if not seen:
+            raise ValueError(
+                "train must give batches of 2 images or more to measure batch norm, got 1; raise batch_size"
+            )
 
 
 class SteeredDraws(DrawChoice):
-    """Augments each image by a draw from dropout that is tilted to where its own influence predicts a lower loss.
+    """Augments each image by a draw from dropout that is tilted to a lower influence or, without `val`, a higher loss.
 
     :func:`learned_aug.fit.learn_dropout` without the learning: the logits of keeping the units of tau are those of the
     augmenter plus `tilt` sqrt(tau_dim) times the direction of the influence's gradient with respect to the mask, from
@@ -155,7 +164,7 @@ class SteeredDraws(DrawChoice):
         augmenter: Augmenter,
         model: nn.Module,
         train: Data,
-        val: Data | None = None,
+        val: Data | None,
         *,
         tilt: float = 3.0,
         draws: int = 1,
@@ -192,8 +201,9 @@ class SteeredDraws(DrawChoice):
         return self.augmenter.draw_noise(len(images), device=images.device)
 
 
-def _spread(data: Data, count: int) -> Data:
-    """At most `count` images of a data set, evenly spaced; a loader is taken as it is."""
-    if isinstance(data, DataLoader) or len(data) <= count:  # type: ignore[arg-type]
+def _shuffled(data: Data) -> Data:
+    """A data set in a fixed random order, for it may be sorted by class; a loader is taken as it is."""
+    if isinstance(data, DataLoader):
         return data
-    return Subset(data, range(0, len(data), math.ceil(len(data) / count)))  # type: ignore[arg-type]
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    return Subset(data, order[:NORMED].tolist())

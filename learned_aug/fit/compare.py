@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from learned_aug.fit.choose import DrawChoice
@@ -35,11 +37,11 @@ class Comparison:
 
     @property
     def best(self) -> str:
-        """The arm of the lowest mean loss, which is steadier than the error."""
+        """The arm of the lowest mean loss."""
         return min(self.losses, key=lambda arm: statistics.mean(self.losses[arm]))
 
     def __str__(self) -> str:
-        """A table; the differences are to the first arm, paired by seed."""
+        """A table: means and standard deviations; the differences are to the first arm, paired by seed."""
         first = next(iter(self.errors))
         width = max(map(len, self.errors))
         lines = [f"{'':{width}}  error %        loss   error minus {first!r}, points"]
@@ -49,7 +51,7 @@ class Comparison:
                 pairs = zip(errors, self.errors[first], strict=True)
                 line += "   " + _percent([one - other for one, other in pairs], sign="+")
             lines.append(line)
-        return "\n".join([*lines, f"lowest loss: {self.best}; {len(errors)} training(s) of each"])
+        return "\n".join([*lines, f"{len(errors)} training(s) of each; +- is the standard deviation"])
 
 
 def compare(
@@ -67,9 +69,10 @@ def compare(
     """Train fresh classifiers with each augmentation, and evaluate them on images held out.
 
     All arms of a seed share the first weights, if `make_model` draws them from torch's global generator, the order of
-    the images and the schedule. To choose between augmentations a third of the usual steps was enough on MNIST: with
-    300 of 1,000 the fitted augmenter came before its control in 8 of 8 seeds. A tenth was not, nor was going on from
-    the trained classifier, which favours what it was trained with (benchmarks/accuracy/proxies.py).
+    the images, if `train` is a Dataset, and the schedule. Few seeds prove little: a sign test needs six that all agree.
+    Shorter trainings may do for a choice: on MNIST, 300 of 1,000 steps put the fitted augmenter before its control and
+    before crops in 8 of 8 seeds, the control before crops, a smaller difference, in 5; with 100 steps that was 5, 6 and
+    5 (benchmarks/accuracy/proxies.py).
 
     Args:
         make_model: gives a fresh classifier, on the device to use.
@@ -85,7 +88,7 @@ def compare(
         on_event: gets the events of :func:`retrain`, the arm in their stage: "retrain: fitted".
 
     Raises:
-        ValueError: if there is no arm or no seed.
+        ValueError: if there is no arm or no seed, or a training diverges.
     """
     if not arms or not seeds:
         raise ValueError(f"arms and seeds must hold at least one each, got {len(arms)} and {len(seeds)}; add some")
@@ -100,17 +103,27 @@ def compare(
                     for listener in ([bars] if progress else []) + ([on_event] if on_event is not None else []):
                         listener(named)
 
-                with forked() as reseed:
+                with forked() as reseed, torch.random.fork_rng(_accelerators()):
                     reseed(seed, "compare")
+                    torch.manual_seed(seed)  # of the accelerator as well, where noise and dropout are drawn
                     model = make_model()
                     order = generator(seed, "compare", "order")
                     retrain(
                         model, train, config, augment=augment(model), baseline=baseline, generator=order, on_event=tell
                     )
                     error, loss = evaluate(model, val)
+                if not math.isfinite(loss):
+                    raise ValueError(
+                        f"the training of {arm!r} must end in a finite loss, got {loss} for seed {seed}; lower "
+                        "RetrainConfig.lr"
+                    )
                 errors[arm].append(error)
                 losses[arm].append(loss)
     return Comparison(errors, losses)
+
+
+def _accelerators() -> list[int]:
+    return [torch.cuda.current_device()] if torch.cuda.is_available() else []
 
 
 def _percent(shares: list[float], sign: str = "") -> str:

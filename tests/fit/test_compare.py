@@ -25,7 +25,11 @@ def run(data, arms, **options):
 
 
 def test_arms_that_do_the_same_end_the_same(data):
-    result = run(data, {"one": lambda model: None, "two": lambda model: lambda images: images}, seeds=(1, 2))
+    def noisy(images):  # draws do not change the order
+        torch.rand(7)
+        return images
+
+    result = run(data, {"one": lambda model: None, "two": lambda model: noisy}, seeds=(1, 2))
     assert result.errors["one"] == result.errors["two"]
     assert result.losses["one"] == result.losses["two"]
     assert result.losses["one"][0] != result.losses["one"][1]  # seeds differ
@@ -36,7 +40,7 @@ def test_all_kinds_of_augmentation_are_arms(data, augmenter):
         "none": lambda model: None,
         "untrained": lambda model: augmenter,
         "steered": lambda model: SteeredDraws(augmenter, model, data["train"], data["val"]),
-        "steered by loss": lambda model: SteeredDraws(augmenter, model, data["train"]),
+        "steered by loss": lambda model: SteeredDraws(augmenter, model, data["train"], None),
     }
     result = run(data, arms, baseline=v2.RandomCrop(28, padding=2))
     assert list(result.errors) == list(arms)
@@ -60,6 +64,12 @@ def test_best_is_the_arm_of_the_lowest_mean_loss_and_the_table_shows_paired_diff
     assert result.best == "a"
     assert "40.00 +- 14.14  2.0000" in str(result)
     assert "30.00 +- 14.14  2.5000   -10.00 +- 0.00" in str(result)
+
+
+def test_a_training_that_diverges_is_an_error(data):
+    arms, schedule = {"none": lambda model: None}, RetrainConfig(steps=3, lr=1e30)
+    with pytest.raises(ValueError, match="training of 'none' must end in a finite loss, got nan for seed 0"):
+        compare(fresh, data["train"], data["val"], arms, schedule, progress=False)
 
 
 def test_a_single_seed_has_no_spread():
