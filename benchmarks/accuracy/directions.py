@@ -11,14 +11,13 @@ untrained draws. Data, classifiers and schedules are those of mnist.py (500 labe
 import argparse
 import json
 import statistics
-import sys
 from pathlib import Path
 
 import cifar10
 import mnist
 import torch
 import torch.nn.functional as F
-from harness import Arm, fitted, numbers, train
+from harness import Arm, fitted, numbers, provenance, train
 from torch.utils.data import TensorDataset
 
 from learned_aug.fit import SteeredDraws
@@ -69,24 +68,27 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("--data", required=True, help="root folder of the data set")
-    parser.add_argument("--seeds", type=numbers, default=range(3), help="such as 0-2")
+    parser.add_argument("--seeds", type=numbers, default=range(3), help="such as 0-2, two at least")
     args = parser.parse_args()
     task, settings = TASKS[args.task]
     runs = [cosines(task, argparse.Namespace(data=args.data, **settings), seed) for seed in args.seeds]
     report = {
-        "command": " ".join(["python", *sys.argv]),
-        "torch": torch.__version__,
+        **provenance(),
         "settings": settings,
         "seeds": list(args.seeds),
         "cosines": {
-            f"{share:.0%} of the steps": {"mean": statistics.mean(values), "each": values}
+            f"{share:.0%} of the steps": {
+                "mean": statistics.mean(values),
+                "std": statistics.stdev(values),
+                "each": values,
+            }
             for share, values in zip(MOMENTS, zip(*runs, strict=True), strict=True)
         },
     }
     path = Path(__file__).parent / "results" / f"directions-{args.task}.json"
     path.write_text(json.dumps(report, indent=2) + "\n")
     for moment, values in report["cosines"].items():
-        print(f"{moment:18} {values['mean']:+.3f}   ({', '.join(f'{v:+.3f}' for v in values['each'])})")
+        print(f"{moment:18} {values['mean']:+.3f} +- {values['std']:.3f}")
 
 
 if __name__ == "__main__":

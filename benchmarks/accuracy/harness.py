@@ -195,7 +195,6 @@ def run(task, args, seed, done):
     data = task.load(args.data, seed, args.per_class)
     data["all"] = tuple(torch.cat(pair) for pair in zip(data["train"], data["influence"], strict=True))
     settings = settings_of(args)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     model, model_seconds, fits = None, 0.0, {}
     for name in args.arms:
         if (name, seed, json.dumps(settings, sort_keys=True)) in done:
@@ -243,10 +242,7 @@ def run(task, args, seed, done):
             else None,
             "choice": arm.choice,
             "diagnostics": diagnostics,
-            "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
-            "device": f"cpu, {torch.get_num_threads()} threads, {platform.machine()}",
-            "command": " ".join(["python", *sys.argv]),
-            "commit": commit,
+            **provenance(),
         }
         args.results.parent.mkdir(exist_ok=True)
         with open(args.results, "a") as file:
@@ -254,6 +250,16 @@ def run(task, args, seed, done):
         print(
             f"seed {seed} {name:18} test {row['test_error']:.2%} val {row['val_error']:.2%} {seconds:.0f} s", flush=True
         )
+
+
+def provenance():
+    """What produced a figure."""
+    return {
+        "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
+        "device": f"cpu, {torch.get_num_threads()} threads, {platform.machine()}",
+        "command": " ".join(["python", *sys.argv]),
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
+    }
 
 
 def settings_of(args):

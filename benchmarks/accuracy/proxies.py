@@ -1,6 +1,6 @@
 """Can a short training tell which augmentation is best, before a classifier is trained with each?
 
-    python benchmarks/accuracy/proxies.py mnist --data ROOT --seeds 34-43      # runs what is missing, then the table
+    python benchmarks/accuracy/proxies.py mnist --data ROOT --seeds 34-41      # runs what is missing, then the table
     python benchmarks/accuracy/proxies.py mnist --report
 
 What a fit could afford to choose its result by: the validation loss after a short training with each candidate, from
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import cifar10
 import mnist
-from harness import Arm, evaluate, fitted, numbers, read, reverse, train
+from harness import Arm, evaluate, fitted, numbers, provenance, read, reverse, train
 
 TASKS = {
     "mnist": (mnist.TASK, {"per_class": 50, "width": 16, "pixels": 1.0}, 1000),
@@ -39,6 +39,7 @@ def run(task, settings, steps, seed, root, path):
         name: fitted(task, data, args, seed, Arm(task.heuristic, source), model)[0]
         for name, source in (("untrained", "untrained"), ("fitted", "fitted, not pretrained"))
     }
+    rows = []
     fits |= {"reversed": reverse(fits["fitted"]), "baseline": None}
     for name, augmenter in fits.items():
         augment = None if augmenter is None else lambda model, a=augmenter: lambda images, labels: a(images)
@@ -50,9 +51,10 @@ def run(task, settings, steps, seed, root, path):
                 row = {"seed": seed, "candidate": name, "proxy": f"{kind}, {share:.0%} of the steps"}
                 row["seconds"] = round(time.perf_counter() - begin, 1)
                 row |= {part: evaluate(final, *data[part]) for part in ("influence", "choosing")}
-                with open(path, "a") as file:
-                    file.write(json.dumps(row) + "\n")
+                rows.append({**row, "settings": settings, "steps": steps, **provenance()})
         print(f"seed {seed} {name}", flush=True)
+    with open(path, "a") as file:  # a seed's rows together: an interrupted one is run again
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def report(rows):
