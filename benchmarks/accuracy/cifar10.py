@@ -81,6 +81,7 @@ ARMS = {
     "Cutout": Arm("Cutout"),
     **{name: Arm(name) for name in POLICIES},
     "untrained": Arm("crop + flip", "untrained"),
+    "untrained, 1.4 x": Arm("crop + flip", "untrained", strength=1.4),  # the strength of steered draws, about
     "pretrained": Arm("crop + flip", "pretrained"),
     "linear (paper)": Arm("crop + flip", "linear"),
     "fitted": Arm("crop + flip", "fitted"),

@@ -75,6 +75,7 @@ class Arm:
     source: str | None = None
     choice: dict[str, Any] | None = None  # among its draws: rule, draws, every, tilt, and settings of InfluenceConfig
     config: dict[str, Any] = dataclasses.field(default_factory=dict)  # what differs from Task.config
+    strength: float = 1.0  # of its draws, times that of the settings: a control
     reverse: bool = False  # what the dropout has learned: a control
     labelled: str = "train"  # "all": trained on the images that the influence reads as well
 
@@ -133,10 +134,10 @@ def evaluate(model, images, labels):
     return float((logits.argmax(1) != labels).double().mean()), float(F.cross_entropy(logits, labels))
 
 
-def fit_config(seed, source, args):
+def fit_config(seed, arm, args):
     """Of the fit that gives an augmenter; the untrained one needs no steps."""
-    color = {"spread_color": args.color} if hasattr(args, "color") else {}
-    return FitConfig(seed=seed, spread_pixels=args.pixels, **color, **STAGES[source])
+    color = {"spread_color": arm.strength * args.color} if hasattr(args, "color") else {}
+    return FitConfig(seed=seed, spread_pixels=arm.strength * args.pixels, **color, **STAGES[arm.source])
 
 
 def fitted(task, data, args, seed, arm, model):
@@ -149,7 +150,7 @@ def fitted(task, data, args, seed, arm, model):
         TensorDataset(*data["influence"]),
         baseline=task.baselines[task.heuristic],
         augmenter=dataclasses.replace(task.config, **arm.config),
-        config=fit_config(seed, arm.source, args),
+        config=fit_config(seed, arm, args),
         amp=torch.bfloat16 if getattr(args, "amp", 0) else None,
         progress=False,
     )
@@ -200,7 +201,7 @@ def run(task, args, seed, done):
         if (name, seed, json.dumps(settings, sort_keys=True)) in done:
             continue
         arm = task.arms[name]
-        key = (arm.source, *arm.config.items())
+        key = (arm.source, arm.strength, *arm.config.items())
         if arm.source in task.baselines and arm.source is not None:
             policy = task.baselines[arm.source]
             fits[key] = (lambda x, policy=policy: torch.stack([policy(image) for image in x])), None, 0.0
@@ -237,9 +238,7 @@ def run(task, args, seed, done):
             "val_loss": scores["choosing"][1],
             "seconds": round(seconds, 1),
             "fit_seconds": arm.source and round(fit_seconds, 1),
-            "fit": arm.source and dataclasses.asdict(fit_config(seed, arm.source, args))
-            if arm.source in STAGES
-            else None,
+            "fit": arm.source and dataclasses.asdict(fit_config(seed, arm, args)) if arm.source in STAGES else None,
             "choice": arm.choice,
             "diagnostics": diagnostics,
             **provenance(),

@@ -48,6 +48,7 @@ ARMS = {
     "affine": Arm("affine"),
     "crop, all labels": Arm("crop", labelled="all"),
     "untrained": Arm("crop", "untrained"),
+    "untrained, 1.4 x": Arm("crop", "untrained", strength=1.4),  # the strength of steered draws, about
     "pretrained": Arm("crop", "pretrained"),
     "linear (paper)": Arm("crop", "linear"),
     "fitted": Arm("crop", "fitted"),

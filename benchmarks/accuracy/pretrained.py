@@ -134,8 +134,8 @@ def measured(name, recipe):
 
 def write_card(name, recipe):
     fit = json.loads((HERE / "results" / f"{name}.json").read_text())
-    config = fit_config(0, SOURCE, recipe.settings)
     heuristic = recipe.task.heuristic
+    config = fit_config(0, Arm(heuristic, SOURCE), recipe.settings)
     arms = (f"{heuristic} + these weights", f"{heuristic} + untrained, same strength", f"{heuristic} alone")
     card = dataclasses.replace(
         recipe.facts,
