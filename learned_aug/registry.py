@@ -93,7 +93,7 @@ PRETRAINED: tuple[Pretrained, ...] = (
         classifier="Wide-ResNet-10-2",
         bytes=990149,
         licence="Apache-2.0",
-        error="test error not measured",
+        error="test error 40.17 % (untrained control 40.41 %, crop + flip 41.05 %)",
         config_sha256="e5afe140501181b6bb325dd1256ce204f26a2392fa5af5bd4db5aa1145cff476",
         weights_sha256="c96516aced599d443f1b9180265c4af7fbc698df787f2050b8f6e4da400c5c2c",
     ),
