@@ -40,6 +40,5 @@ class WithoutLoss(SteeredDraws):
 class LearningHarderDropout(LearningDropout):
     """Towards a higher cross-entropy: adversarial."""
 
-    def wanted(self, augmented, labels, masks):
-        loss = F.cross_entropy(self.tap(augmented)[1], labels, reduction="sum")
-        return unit_rms(torch.autograd.grad(loss, masks)[0])
+    def score(self, augmented, labels):
+        return F.cross_entropy(self.tap(augmented)[1], labels, reduction="none")

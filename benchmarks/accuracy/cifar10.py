@@ -8,10 +8,10 @@ ROOT is that of torchvision.datasets.CIFAR10, or holds an ImageFolder tree train
 Protocol: 10,000 training images are the hyper-validation set, of which influence reads the first half and the second
 half is for choosing; of the other 40,000, 400 per class, drawn by the seed, are labelled. ResNet-8 (He et al.'s for
 CIFAR with one block per stage; time on a CPU forces it, `--depth 56` is the paper's, `--depth 28 --width 160` is
-Wide-ResNet-28-10), batches of 64, SGD with Nesterov
-momentum, one cycle of 2,000 steps (32 epochs), bfloat16 autocast (`--amp 0`: float32); images in [0, 1]. In a seed all
-arms share initialisation, order and schedule. An augmenter replaces half of each batch of cropped and flipped images; a
-policy of torchvision is applied to all of them, before the crop.
+Wide-ResNet-28-10), batches of 64, SGD with Nesterov momentum, one cycle of 2,000 steps (32 epochs), bfloat16 autocast
+(`--amp 0`: float32); images in [0, 1]. In a seed all arms share initialisation, order and schedule. An augmenter
+replaces half of each batch of cropped and flipped images; a policy of torchvision is applied to all of them, before the
+crop.
 """
 
 import functools
@@ -121,7 +121,8 @@ TASK = Task(
     every=200,
 )
 
+SETTINGS = {"per_class": 400, "steps": 2000, "width": 16, "depth": 8, "pixels": 1.0, "color": 0.05, "amp": 1}
+
 
 if __name__ == "__main__":
-    results = Path(__file__).parent / "results" / "cifar10.jsonl"
-    main(TASK, __doc__, results, per_class=400, steps=2000, width=16, depth=8, pixels=1.0, color=0.05, amp=1)
+    main(TASK, __doc__, Path(__file__).parent / "results" / "cifar10.jsonl", **SETTINGS)

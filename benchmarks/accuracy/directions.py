@@ -22,13 +22,7 @@ from torch.utils.data import TensorDataset
 
 from learned_aug.fit import SteeredDraws
 
-TASKS = {
-    "mnist": (mnist.TASK, {"per_class": 50, "steps": 1000, "width": 16, "pixels": 1.0}),
-    "cifar10": (
-        cifar10.TASK,
-        {"per_class": 100, "steps": 2000, "width": 16, "depth": 8, "pixels": 1.0, "color": 0.05, "amp": 1},
-    ),
-}
+TASKS = {"mnist": (mnist.TASK, mnist.SETTINGS), "cifar10": (cifar10.TASK, {**cifar10.SETTINGS, "per_class": 100})}
 MOMENTS = (0.2, 0.4, 0.6, 0.8, 1.0)
 IMAGES = 500
 

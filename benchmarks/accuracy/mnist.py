@@ -86,7 +86,8 @@ TASK = Task(
     every=100,
 )
 
+SETTINGS = {"per_class": 50, "steps": 1000, "width": 16, "pixels": 1.0}
+
 
 if __name__ == "__main__":
-    results = Path(__file__).parent / "results" / "mnist.jsonl"
-    main(TASK, __doc__, results, per_class=50, steps=1000, width=16, pixels=1.0)
+    main(TASK, __doc__, Path(__file__).parent / "results" / "mnist.jsonl", **SETTINGS)

@@ -50,7 +50,7 @@ LIMITS = (
 RECIPES = {
     "mnist-cnn4": Recipe(
         task=mnist.TASK,
-        settings=argparse.Namespace(per_class=50, steps=1000, width=16, pixels=1.0),
+        settings=argparse.Namespace(**mnist.SETTINGS),
         seeds=range(50, 70),
         results="mnist.jsonl",
         data="MNIST, 500 labels",
@@ -81,7 +81,7 @@ RECIPES = {
     ),
     "cifar10-wrn": Recipe(
         task=cifar10.TASK,
-        settings=argparse.Namespace(per_class=100, steps=2000, width=32, depth=10, pixels=1.0, color=0.05, amp=1),
+        settings=argparse.Namespace(**{**cifar10.SETTINGS, "per_class": 100, "depth": 10, "width": 32}),
         seeds=range(50, 53),
         results="cifar10.jsonl",
         data="CIFAR-10, 1,000 labels",

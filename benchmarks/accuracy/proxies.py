@@ -15,43 +15,34 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-import cifar10
-import mnist
+from directions import TASKS
 from harness import Arm, evaluate, fitted, numbers, provenance, read, reverse, train
 
-TASKS = {
-    "mnist": (mnist.TASK, {"per_class": 50, "width": 16, "pixels": 1.0}, 1000),
-    "cifar10": (
-        cifar10.TASK,
-        {"per_class": 100, "width": 16, "depth": 8, "pixels": 1.0, "color": 0.05, "amp": 1},
-        2000,
-    ),
-}
 SHARES = (0.1, 0.3)  # of the steps of a full training
 PAIRS = (("fitted", "untrained"), ("untrained", "baseline"), ("fitted", "baseline"), ("untrained", "reversed"))
 
 
-def run(task, settings, steps, seed, root, path):
-    args = argparse.Namespace(data=root, steps=steps, **settings)
+def run(task, settings, seed, root, path):
+    args = argparse.Namespace(data=root, **settings)
     data, baseline = task.load(root, seed, args.per_class), task.baselines[task.heuristic]
     model = train(task, data["train"], args, seed, baseline, None)
     fits = {
         name: fitted(task, data, args, seed, Arm(task.heuristic, source), model)[0]
         for name, source in (("untrained", "untrained"), ("fitted", "fitted, not pretrained"))
     }
-    rows = []
+    rows, origin = [], provenance()
     fits |= {"reversed": reverse(fits["fitted"]), "baseline": None}
     for name, augmenter in fits.items():
         augment = None if augmenter is None else lambda model, a=augmenter: lambda images, labels: a(images)
         for share in SHARES:
             for kind, start in (("restart", model), ("scratch", None)):
-                short = argparse.Namespace(**{**vars(args), "steps": round(share * steps)})
+                short = argparse.Namespace(**{**vars(args), "steps": round(share * args.steps)})
                 begin = time.perf_counter()
                 final = train(task, data["train"], short, seed, baseline, augment, start)
                 row = {"seed": seed, "candidate": name, "proxy": f"{kind}, {share:.0%} of the steps"}
                 row["seconds"] = round(time.perf_counter() - begin, 1)
                 row |= {part: evaluate(final, *data[part]) for part in ("influence", "choosing")}
-                rows.append({**row, "settings": settings, "steps": steps, **provenance()})
+                rows.append({**row, "settings": settings, **origin})
         print(f"seed {seed} {name}", flush=True)
     with open(path, "a") as file:  # a seed's rows together: an interrupted one is run again
         file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -95,13 +95,13 @@ def compare(
     errors: dict[str, list[float]] = {arm: [] for arm in arms}
     losses: dict[str, list[float]] = {arm: [] for arm in arms}
     with ProgressBars() as bars:
+        listeners = ([bars] if progress else []) + ([on_event] if on_event is not None else [])
         for seed in seeds:
             for arm, augment in arms.items():
 
                 def tell(event: Event, stage: str = f"retrain: {arm}") -> None:
-                    named = dataclasses.replace(event, stage=stage)
-                    for listener in ([bars] if progress else []) + ([on_event] if on_event is not None else []):
-                        listener(named)
+                    for listener in listeners:
+                        listener(dataclasses.replace(event, stage=stage))
 
                 with forked() as reseed, torch.random.fork_rng(_accelerators()):
                     reseed(seed, "compare")

@@ -100,12 +100,15 @@ class LearningDropout(FollowingInfluence):
         }
 
     def wanted(self, augmented: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
-        """Direction of the masks in which the influence falls, (B, stages, tau_dim), of root mean square 1."""
+        """Direction of the masks in which the score rises, (B, stages, tau_dim), of root mean square 1."""
+        (gradient,) = torch.autograd.grad(self.score(augmented, labels).sum(), masks)
+        return unit_rms(gradient)
+
+    def score(self, augmented: Tensor, labels: Tensor) -> Tensor:
+        """What E is to raise, (B,): minus the influence."""
         features, _ = self.tap(augmented)
         batch = at_head(self.head, features, labels)
-        influence = influence_up(self.ihvp.to(features.dtype), batch, self.head.label_smoothing)
-        (gradient,) = torch.autograd.grad(influence.sum(), masks)
-        return unit_rms(-gradient)
+        return -influence_up(self.ihvp.to(features.dtype), batch, self.head.label_smoothing)
 
 
 def kl_to_prior(logits: Tensor, keep: float) -> Tensor:
