@@ -92,7 +92,8 @@ ARMS = {
     "steered to harder": Arm("crop + flip", "untrained", {"rule": "harder"}),
     "steered, without loss": Arm("crop + flip", "untrained", {"rule": "without loss"}),
     "steered the other way": Arm("crop + flip", "untrained", {"rule": "steered", "tilt": -3.0}),
-    "cifar10-wrn": Arm("crop + flip", "cifar10-wrn"),  # the pretrained weights, fitted once, to the images of seed 0
+    # The pretrained weights, fitted once, to the images of seed 0.
+    **{name: Arm("crop + flip", name) for name in ("cifar10-resnet56", "cifar10-wrn")},
     "best of 2": Arm("crop + flip", "untrained", {}),
     "worst of 2": Arm("crop + flip", "untrained", {"rule": "worst"}),
     "hardest of 2": Arm("crop + flip", "untrained", {"rule": "hardest"}),
@@ -100,6 +101,10 @@ ARMS = {
     "spatial only": Arm("crop + flip", "untrained", config={"variant": "spatial"}),
     "appearance only": Arm("crop + flip", "untrained", config={"variant": "appearance"}),
     "serial": Arm("crop + flip", "untrained", config={"variant": "serial"}),
+    **{
+        f"steered, {variant}": Arm("crop + flip", "untrained", {"rule": "steered"}, config={"variant": variant})
+        for variant in ("spatial", "appearance", "serial")
+    },
     "TAW + untrained": Arm("TrivialAugmentWide", "untrained"),
     "TAW + fitted": Arm("TrivialAugmentWide", "fitted"),
     "TAW + steered": Arm("TrivialAugmentWide", "untrained", {"rule": "steered"}),

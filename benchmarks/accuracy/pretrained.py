@@ -47,6 +47,39 @@ LIMITS = (
     "A fit to one's own training images does more for them (see the README of learned-aug). {what} The labels that "
     "influence read are worth more as training data, where they may be used so."
 )
+
+
+def cifar_recipe(name, classifier, made, options, shown, pictures):
+    """Of weights for CIFAR-10: `options` are those of benchmarks/accuracy/cifar10.py that differ from its defaults."""
+    flags = " ".join(f"--{option.replace('_', '-')} {value}" for option, value in options.items())
+    return Recipe(
+        task=cifar10.TASK,
+        settings=argparse.Namespace(**{**cifar10.SETTINGS, **options}),
+        seeds=range(50, 53),
+        results="cifar10.jsonl",
+        data="CIFAR-10, 1,000 labels",
+        classifier=classifier,
+        facts=CardFacts(
+            data="CIFAR-10: 1,000 labelled images, 100 of each class, of 40,000 training images (seed 0); influence "
+            "read 5,000 of the other 10,000.",
+            classifier=f"{made} of 64 images with random crops and flips, bfloat16 autocast.",
+            protocol="Fresh classifiers on other draws of 1,000 images, half of each batch of cropped and flipped "
+            "images augmented; the whole test set. No setting was chosen for this set: they are those of digits. "
+            f"`python benchmarks/accuracy/cifar10.py --data ROOT {flags} --seeds 50-52 --arms "
+            f'"crop + flip" untrained {name}`.',
+            limits=LIMITS.format(what=f"Small photographs and things alike. {shown}"),
+            license="apache-2.0",
+            data_license="none is stated for CIFAR-10 (Alex Krizhevsky, 2009); the weights contain no image",
+            datasets=("uoft-cs/cifar10",),
+            pictures={
+                pictures / "cifar10.png": "Test images (first column) and nine draws of each, of the same noise in "
+                "each row",
+                pictures / "cifar10-traversal.png": "One image on the way from one draw to another",
+            },
+        ),
+    )
+
+
 RECIPES = {
     "mnist-cnn4": Recipe(
         task=mnist.TASK,
@@ -79,35 +112,22 @@ RECIPES = {
             },
         ),
     ),
-    "cifar10-wrn": Recipe(
-        task=cifar10.TASK,
-        settings=argparse.Namespace(**{**cifar10.SETTINGS, "per_class": 100, "depth": 10, "width": 32}),
-        seeds=range(50, 53),
-        results="cifar10.jsonl",
-        data="CIFAR-10, 1,000 labels",
-        classifier="Wide-ResNet-10-2",
-        facts=CardFacts(
-            data="CIFAR-10: 1,000 labelled images, 100 of each class, of 40,000 training images (seed 0); influence "
-            "read 5,000 of the other 10,000.",
-            classifier="Wide-ResNet-10-2 (depth 10, widening factor 2; the paper's is 28-10, which time on a CPU does "
-            "not allow); 2,000 steps of 64 images with random crops and flips, bfloat16 autocast.",
-            protocol="Fresh classifiers on other draws of 1,000 images, half of each batch of cropped and flipped "
-            "images augmented; the whole test set. No setting was chosen for this set: they are those of digits. "
-            "`python benchmarks/accuracy/cifar10.py --data ROOT --per-class 100 --depth 10 --width 32 --seeds 50-52 "
-            '--arms "crop + flip" untrained cifar10-wrn`.',
-            limits=LIMITS.format(
-                what="Small photographs and things alike. Three seeds show no difference to the untrained networks, "
-                "nor to crops and flips."
-            ),
-            license="apache-2.0",
-            data_license="none is stated for CIFAR-10 (Alex Krizhevsky, 2009); the weights contain no image",
-            datasets=("uoft-cs/cifar10",),
-            pictures={
-                PICTURES / "cifar10.png": "Test images (first column) and nine draws of each, of the same noise in "
-                "each row",
-                PICTURES / "cifar10-traversal.png": "One image on the way from one draw to another",
-            },
-        ),
+    "cifar10-resnet56": cifar_recipe(
+        "cifar10-resnet56",
+        "ResNet-56",
+        "ResNet-56 (He et al.'s for CIFAR); 1,000 steps (64 epochs: a short schedule, that time on a CPU forces)",
+        {"per_class": 100, "depth": 56, "steps": 1000},
+        "",
+        PICTURES / "cifar10-resnet56",
+    ),
+    "cifar10-wrn": cifar_recipe(
+        "cifar10-wrn",
+        "Wide-ResNet-10-2",
+        "Wide-ResNet-10-2 (depth 10, widening factor 2; the paper's is 28-10, which time on a CPU does not allow); "
+        "2,000 steps",
+        {"per_class": 100, "depth": 10, "width": 32},
+        "Three seeds show no difference to the untrained networks, nor to crops and flips.",
+        PICTURES,
     ),
 }
 
