@@ -90,6 +90,7 @@ ARMS = {
     "fitted to harder": Arm("crop + flip", "fitted to harder"),
     "steered": Arm("crop + flip", "untrained", {"rule": "steered"}),
     "steered to harder": Arm("crop + flip", "untrained", {"rule": "harder"}),
+    "steered, taught": Arm("crop + flip", "untrained", {"rule": "taught"}),
     "steered, without loss": Arm("crop + flip", "untrained", {"rule": "without loss"}),
     "steered the other way": Arm("crop + flip", "untrained", {"rule": "steered", "tilt": -3.0}),
     # The pretrained weights, fitted once, to the images of seed 0.

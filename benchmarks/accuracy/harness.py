@@ -47,9 +47,10 @@ RULES = {
     "random": Random,
     "steered": SteeredDraws,
     "harder": SteeredDraws,
+    "taught": SteeredDraws,  # by the classifier of the heuristic, without validation images
     "without loss": WithoutLoss,
 }
-BY_LOSS = ("hardest", "harder")  # rules that follow the classifier's own loss, not the influence
+BY_LOSS = ("hardest", "harder", "taught")  # rules that follow the classifier's own loss, not the influence
 UNTRAINED, UNMAXIMIZED = PretrainConfig(steps=0), MaximizeConfig(steps=0)
 STAGES = {  # of the fit that gives an augmenter: what differs from FitConfig
     "untrained": {"pretrain": UNTRAINED, "maximize": UNMAXIMIZED},
@@ -179,7 +180,7 @@ def reverse(augmenter):
     return augmenter
 
 
-def augmentation(task, augmenter, choice, train, influence):
+def augmentation(task, augmenter, choice, train, influence, teacher):
     """From the classifier in training to a function of images and labels; `train` is what it is trained on."""
     if choice is None:
         return lambda model: lambda images, labels: augmenter(images)
@@ -187,6 +188,8 @@ def augmentation(task, augmenter, choice, train, influence):
     rule = choice.get("rule", "best")
     kind = RULES[rule]
     options = {"every": task.every, **{name: choice[name] for name in ("draws", "every", "tilt") if name in choice}}
+    if rule == "taught":
+        options["teacher"] = teacher
     val = None if rule in BY_LOSS else TensorDataset(*influence)
     train = TensorDataset(*train)
     return lambda model: kind(augmenter, model, train, val, config=InfluenceConfig(**settings), **options)
@@ -202,16 +205,17 @@ def run(task, args, seed, done):
             continue
         arm = task.arms[name]
         key = (arm.source, arm.strength, *arm.config.items())
+        taught = arm.choice is not None and arm.choice.get("rule") == "taught"
+        if model is None and (taught or arm.source in STAGES.keys() - {"untrained"}):
+            begin = time.perf_counter()
+            model = train(task, data["train"], args, seed, task.baselines[task.heuristic], None)
+            model_seconds = time.perf_counter() - begin
         if arm.source in task.baselines and arm.source is not None:
             policy = task.baselines[arm.source]
             fits[key] = (lambda x, policy=policy: torch.stack([policy(image) for image in x])), None, 0.0
         elif arm.source in (entry.name for entry in list_pretrained()):
             fits[key] = Augmenter.from_pretrained(arm.source), None, 0.0
         elif arm.source is not None and key not in fits:
-            if model is None and arm.source != "untrained":
-                begin = time.perf_counter()
-                model = train(task, data["train"], args, seed, task.baselines[task.heuristic], None)
-                model_seconds = time.perf_counter() - begin
             # The untrained augmenter is the same for any classifier, its diagnostics are not.
             classifier = task.model(args) if model is None else model
             augmenter, diagnostics, fit_seconds = fitted(task, data, args, seed, arm, classifier)
@@ -221,12 +225,16 @@ def run(task, args, seed, done):
             augmenter, diagnostics = reverse(augmenter), None
         begin = time.perf_counter()
         labelled = data[arm.labelled]
-        augment = augmentation(task, augmenter, arm.choice, labelled, data["influence"]) if arm.source else None
+        augment = None
+        if arm.source is not None:
+            augment = augmentation(task, augmenter, arm.choice, labelled, data["influence"], model)
         if arm == Arm(task.heuristic) and model is not None:
             final, seconds = model, model_seconds
         else:
             final = train(task, labelled, args, seed, task.baselines[arm.baseline], augment)
             seconds = time.perf_counter() - begin
+        if arm == Arm(task.heuristic):
+            model, model_seconds = final, seconds
         scores = {part: evaluate(final, *data[part]) for part in ("choosing", "test")}
         row = {
             "arm": name,

@@ -57,6 +57,7 @@ ARMS = {
     "fitted to harder": Arm("crop", "fitted to harder"),
     "steered": Arm("crop", "untrained", {"rule": "steered"}),
     "steered to harder": Arm("crop", "untrained", {"rule": "harder"}),
+    "steered, taught": Arm("crop", "untrained", {"rule": "taught"}),
     "steered, without loss": Arm("crop", "untrained", {"rule": "without loss"}),
     "steered the other way": Arm("crop", "untrained", {"rule": "steered", "tilt": -3.0}),
     "untrained, all labels": Arm("crop", "untrained", labelled="all"),
