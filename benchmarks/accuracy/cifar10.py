@@ -110,6 +110,7 @@ ARMS = {
     "TAW + fitted": Arm("TrivialAugmentWide", "fitted"),
     "TAW + steered": Arm("TrivialAugmentWide", "untrained", {"rule": "steered"}),
     "TAW + steered to harder": Arm("TrivialAugmentWide", "untrained", {"rule": "harder"}),
+    "TAW + steered, taught": Arm("TrivialAugmentWide", "untrained", {"rule": "taught"}),
     "TAW + best of 2": Arm("TrivialAugmentWide", "untrained", {}),
     "TAW in half": Arm("crop + flip", "TrivialAugmentWide alone"),
     "TAW in half, best of 2": Arm("crop + flip", "TrivialAugmentWide alone", {}),
