@@ -88,6 +88,16 @@ PRETRAINED: tuple[Pretrained, ...] = (
         weights_sha256="db24f499a7c3e635f98a95ad7e4ff0ace1062f0b369f6e0d2a3443258c8f0d9d",
     ),
     Pretrained(
+        name="cifar10-resnet56",
+        data="CIFAR-10, 1,000 labels",
+        classifier="ResNet-56",
+        bytes=990149,
+        licence="Apache-2.0",
+        error="test error not measured",
+        config_sha256="e5afe140501181b6bb325dd1256ce204f26a2392fa5af5bd4db5aa1145cff476",
+        weights_sha256="20662eac575463ba7468e0056a47aebe2153eed12a2645f4f8f178b413882fcc",
+    ),
+    Pretrained(
         name="cifar10-wrn",
         data="CIFAR-10, 1,000 labels",
         classifier="Wide-ResNet-10-2",
