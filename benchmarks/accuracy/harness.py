@@ -75,6 +75,7 @@ class Arm:
     # then takes its place.
     source: str | None = None
     choice: dict[str, Any] | None = None  # among its draws: rule, draws, every, tilt, and settings of InfluenceConfig
+    rest: str | None = None  # of the other images, after `baseline`: a name of Task.baselines
     config: dict[str, Any] = dataclasses.field(default_factory=dict)  # what differs from Task.config
     strength: float = 1.0  # of its draws, times that of the settings: a control
     reverse: bool = False  # what the dropout has learned: a control
@@ -97,7 +98,7 @@ class Task:
     every: int  # steps between two snapshots of a choice
 
 
-def train(task, data, args, seed, baseline, augment, start=None):
+def train(task, data, args, seed, baseline, augment, start=None, rest=None):
     """Train a classifier, or a copy of `start`; the same start, order and schedule whatever the arm."""
     torch.manual_seed(seed)
     model = task.model(args) if start is None else copy.deepcopy(start)
@@ -117,7 +118,8 @@ def train(task, data, args, seed, baseline, augment, start=None):
         if baseline is not None:
             x = torch.stack([baseline(image) for image in x])
         if augment is not None:
-            x = torch.cat([augment(x[:share], y[:share]), x[share:]])
+            others = x[share:] if rest is None else torch.stack([rest(image) for image in x[share:]])
+            x = torch.cat([augment(x[:share], y[:share]), others])
         model.train()
         with torch.autocast("cpu", enabled=bool(getattr(args, "amp", 0))):  # bfloat16
             logits = model(x.contiguous(memory_format=torch.channels_last))
@@ -231,7 +233,8 @@ def run(task, args, seed, done):
         if arm == Arm(task.heuristic) and model is not None:
             final, seconds = model, model_seconds
         else:
-            final = train(task, labelled, args, seed, task.baselines[arm.baseline], augment)
+            baseline, rest = task.baselines[arm.baseline], task.baselines[arm.rest]
+            final = train(task, labelled, args, seed, baseline, augment, rest=rest)
             seconds = time.perf_counter() - begin
         if arm == Arm(task.heuristic):
             model, model_seconds = final, seconds
