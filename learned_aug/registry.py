@@ -93,7 +93,7 @@ PRETRAINED: tuple[Pretrained, ...] = (
         classifier="ResNet-56",
         bytes=990149,
         licence="Apache-2.0",
-        error="test error not measured",
+        error="test error 47.67 % (untrained control 48.35 %, crop + flip 49.16 %)",
         config_sha256="e5afe140501181b6bb325dd1256ce204f26a2392fa5af5bd4db5aa1145cff476",
         weights_sha256="20662eac575463ba7468e0056a47aebe2153eed12a2645f4f8f178b413882fcc",
     ),

@@ -43,13 +43,10 @@ class Recipe:
     facts: CardFacts  # the rest is filled in from the fit and the measurement
 
 
-LIMITS = (
-    "A fit to one's own training images does more for them (see the README of learned-aug). {what} The labels that "
-    "influence read are worth more as training data, where they may be used so."
-)
+LIMITS = "{what} The labels that influence read are worth more as training data, where they may be used so."
 
 
-def cifar_recipe(name, classifier, made, options, shown, pictures):
+def cifar_recipe(name, classifier, made, options, pictures):
     """Of weights for CIFAR-10: `options` are those of benchmarks/accuracy/cifar10.py that differ from its defaults."""
     flags = " ".join(f"--{option.replace('_', '-')} {value}" for option, value in options.items())
     return Recipe(
@@ -67,7 +64,10 @@ def cifar_recipe(name, classifier, made, options, shown, pictures):
             "images augmented; the whole test set. No setting was chosen for this set: they are those of digits. "
             f"`python benchmarks/accuracy/cifar10.py --data ROOT {flags} --seeds 50-52 --arms "
             f'"crop + flip" untrained {name}`.',
-            limits=LIMITS.format(what=f"Small photographs and things alike. {shown}"),
+            limits=LIMITS.format(
+                what="Small photographs and things alike. Three seeds show no difference to the untrained networks, "
+                "nor to crops and flips."
+            ),
             license="apache-2.0",
             data_license="none is stated for CIFAR-10 (Alex Krizhevsky, 2009); the weights contain no image",
             datasets=("uoft-cs/cifar10",),
@@ -99,7 +99,8 @@ RECIPES = {
             "points against the control) and replaced. `python benchmarks/accuracy/mnist.py --data ROOT --seeds 50-69 "
             "--arms crop untrained mnist-cnn4`.",
             limits=LIMITS.format(
-                what="Digits and things alike. It knows nothing of colour, and of no other classifier or number of "
+                what="A fit to one's own training images does more for them (see the README of learned-aug). Digits "
+                "and things alike. It knows nothing of colour, and of no other classifier or number of "
                 "labels than the above."
             ),
             license="apache-2.0",
@@ -117,7 +118,6 @@ RECIPES = {
         "ResNet-56",
         "ResNet-56 (He et al.'s for CIFAR); 1,000 steps (64 epochs: a short schedule, that time on a CPU forces)",
         {"per_class": 100, "depth": 56, "steps": 1000},
-        "",
         PICTURES / "cifar10-resnet56",
     ),
     "cifar10-wrn": cifar_recipe(
@@ -126,7 +126,6 @@ RECIPES = {
         "Wide-ResNet-10-2 (depth 10, widening factor 2; the paper's is 28-10, which time on a CPU does not allow); "
         "2,000 steps",
         {"per_class": 100, "depth": 10, "width": 32},
-        "Three seeds show no difference to the untrained networks, nor to crops and flips.",
         PICTURES,
     ),
 }
