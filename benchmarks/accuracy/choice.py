@@ -1,5 +1,7 @@
 """Controls: of `DrawChoice`, the same draws chosen by other rules; of learned dropout and steering, other gradients."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 
@@ -35,6 +37,20 @@ class WithoutLoss(SteeredDraws):
         self.val = val
         along = (influence * loss).flatten(1).mean(1)[:, None, None] * loss  # both of root mean square 1
         return unit_rms(influence - along)
+
+
+class Taught(SteeredDraws):
+    """Steered to a loss above that of a classifier trained before: draws that this one still recognises.
+
+    The objective of TeachAugment (Suzuki, CVPR 2022).
+    """
+
+    def __init__(self, *args, teacher, **options):
+        super().__init__(*args, **options)
+        self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+
+    def score(self, augmented, labels):
+        return super().score(augmented, labels) - F.cross_entropy(self.teacher(augmented), labels, reduction="none")
 
 
 class LearningHarderDropout(LearningDropout):

@@ -110,11 +110,7 @@ ARMS = {
     "TAW + fitted": Arm("TrivialAugmentWide", "fitted"),
     "TAW + steered": Arm("TrivialAugmentWide", "untrained", {"rule": "steered"}),
     "TAW + steered to harder": Arm("TrivialAugmentWide", "untrained", {"rule": "harder"}),
-    "TAW + steered, taught": Arm("TrivialAugmentWide", "untrained", {"rule": "taught"}),
-    # Half of a batch ours, the other half TrivialAugmentWide's.
-    "untrained beside TAW": Arm("crop + flip", "untrained", rest="TrivialAugmentWide alone"),
-    "fitted beside TAW": Arm("crop + flip", "fitted, not pretrained", rest="TrivialAugmentWide alone"),
-    "steered, taught, beside TAW": Arm("crop + flip", "untrained", {"rule": "taught"}, rest="TrivialAugmentWide alone"),
+    "untrained beside TAW": Arm("crop + flip", "untrained", rest="TrivialAugmentWide alone"),  # half of a batch each
     "TAW + best of 2": Arm("TrivialAugmentWide", "untrained", {}),
     "TAW in half": Arm("crop + flip", "TrivialAugmentWide alone"),
     "TAW in half, best of 2": Arm("crop + flip", "TrivialAugmentWide alone", {}),

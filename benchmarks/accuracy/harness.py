@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchvision
-from choice import LearningHarderDropout, Random, WithoutLoss, Worst
+from choice import LearningHarderDropout, Random, Taught, WithoutLoss, Worst
 from paired import compare
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -47,7 +47,7 @@ RULES = {
     "random": Random,
     "steered": SteeredDraws,
     "harder": SteeredDraws,
-    "taught": SteeredDraws,  # by the classifier of the heuristic, without validation images
+    "taught": Taught,  # by the classifier of the heuristic, without validation images
     "without loss": WithoutLoss,
 }
 BY_LOSS = ("hardest", "harder", "taught")  # rules that follow the classifier's own loss, not the influence

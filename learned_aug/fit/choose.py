@@ -1,4 +1,4 @@
-"""Draws that follow the classifier as it stands while it is trained: by influence, by its own loss, or by a teacher."""
+"""Draws that follow the classifier as it stands while it is trained: by influence, or by its own loss."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from learned_aug.augmenter import Augmenter
 from learned_aug.fit.config import InfluenceConfig
 from learned_aug.fit.data import Batches, Data
-from learned_aug.fit.head import HeadTap, collect, find_head, unwrap
+from learned_aug.fit.head import HeadTap, collect, find_head
 from learned_aug.fit.influence import influence_up, unit_rms
 from learned_aug.fit.s_val import at_head, solve_s_val
 
@@ -41,17 +41,13 @@ class DrawChoice:
         train: (image, label) pairs without augmentation.
         val: the hyper-validation set; errors on it are no longer honest, for the choice follows it. None takes the
             highest loss of the snapshot in place of the lowest influence: the hardest draw.
-        teacher: without `val`, a classifier that was trained before, such as the one with the baseline alone. Its loss
-            is taken from that of the snapshot: draws that the teacher still recognises and the snapshot does not (as
-            TeachAugment learns them; Suzuki, CVPR 2022). So draws may be stronger. It is copied, and never trained.
         draws: for each image, at least 1.
         every: calls between two snapshots.
         config: of s_val; of it, the loss takes the label smoothing alone.
         head: name of the last Linear, by default the last one registered.
 
     Raises:
-        ValueError: if a setting is out of range, both `val` and `teacher` are given, the teacher's classes are not the
-            model's, or batch norm cannot be measured on the batches of `train`.
+        ValueError: if a setting is out of range, or batch norm cannot be measured on the batches of `train`.
     """
 
     def __init__(
@@ -61,7 +57,6 @@ class DrawChoice:
         train: Data,
         val: Data | None,
         *,
-        teacher: nn.Module | None = None,
         draws: int = 2,
         every: int = 100,
         config: InfluenceConfig | None = None,
@@ -70,8 +65,6 @@ class DrawChoice:
         for name, value in (("draws", draws), ("every", every)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if val is not None and teacher is not None:
-            raise ValueError("the draws follow val or a teacher, got both; set one of them to None")
         self.augmenter, self.model, self.draws, self.every = augmenter, model, draws, every
         self.config = config if config is not None else InfluenceConfig()
         self.head_name = head
@@ -79,9 +72,6 @@ class DrawChoice:
         read = partial(Batches, batch_size=256, device=device)
         self.train, self.val = read(train, "train"), None if val is None else read(val, "val")
         self.normed = read(_shuffled(train), "train")
-        if teacher is not None:
-            teacher = copy.deepcopy(unwrap(teacher)).to(device).eval().requires_grad_(False)
-        self.teacher = teacher
         self.calls = 0
 
     @torch.no_grad()
@@ -99,22 +89,10 @@ class DrawChoice:
         return drawn.view(self.draws, *images.shape)[best, torch.arange(len(images), device=images.device)]
 
     def score(self, augmented: Tensor, labels: Tensor) -> Tensor:
-        """What is maximised, (B,): minus the influence of up-weighting a draw (its image's is fixed), or the loss.
-
-        Of the loss, with a teacher, what exceeds the teacher's.
-        """
+        """What is maximised, (B,): the loss, or minus the influence of up-weighting a draw (its image's is fixed)."""
         features, logits = self.tap(augmented)
         if self.val is None:
-            loss = partial(F.cross_entropy, reduction="none", label_smoothing=self.config.label_smoothing)
-            score: Tensor = loss(logits, labels)
-            if self.teacher is not None:
-                if (taught := self.teacher(augmented)).shape != logits.shape:
-                    raise ValueError(
-                        f"teacher must give logits of shape {tuple(logits.shape)}, as the model does, got "
-                        f"{tuple(taught.shape)}; take one that was trained on the same classes"
-                    )
-                score = score - loss(taught, labels)
-            return score
+            return F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.config.label_smoothing)
         features = features.to(self.ihvp.dtype)
         seen = at_head(self.problem, features, labels)
         return -influence_up(self.ihvp, seen, self.config.label_smoothing)
@@ -164,8 +142,6 @@ class DrawChoice:
 class SteeredDraws(DrawChoice):
     """Augments each image by a draw from dropout that is tilted to a lower influence or, without `val`, a higher loss.
 
-    With a `teacher`, to a higher loss than the teacher's.
-
     :func:`learned_aug.fit.learn_dropout` without the learning: the logits of keeping the units of tau are those of the
     augmenter plus `tilt` sqrt(tau_dim) times the direction of the influence's gradient with respect to the mask, from
     one backward pass. So it depends on nothing that E would have to generalise, at the cost, on each call, of a forward
@@ -176,7 +152,6 @@ class SteeredDraws(DrawChoice):
         model: as of :class:`DrawChoice`, like the arguments that are not listed here.
         train: as there.
         val: as there: None steers to a higher loss.
-        teacher: as there.
         tilt: root mean square of the logits that are added; 0 draws from the augmenter as it is.
         draws: for each image, at which gradients are taken, scaled to length 1 and averaged.
         every: calls between two snapshots.
@@ -191,16 +166,13 @@ class SteeredDraws(DrawChoice):
         train: Data,
         val: Data | None,
         *,
-        teacher: nn.Module | None = None,
         tilt: float = 3.0,
         draws: int = 1,
         every: int = 100,
         config: InfluenceConfig | None = None,
         head: str | None = None,
     ) -> None:
-        super().__init__(
-            augmenter, model, train, val, teacher=teacher, draws=draws, every=every, config=config, head=head
-        )
+        super().__init__(augmenter, model, train, val, draws=draws, every=every, config=config, head=head)
         if not augmenter.config.tau_dropout:
             raise ValueError("augmenter must have tau_dropout > 0 to be steered by, got 0; change its config")
         if not math.isfinite(tilt):

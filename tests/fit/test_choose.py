@@ -60,47 +60,6 @@ def test_without_validation_images_each_gets_the_draw_of_the_highest_loss(model,
     assert torch.equal(losses[0], torch.stack(losses[1:]).amax(0))
 
 
-@pytest.fixture
-def teacher(model):
-    """Another classifier, in training mode."""
-    other = copy.deepcopy(model).train()
-    with torch.no_grad():
-        for values in other.parameters():
-            values.add_(0.05 * torch.randn(values.shape, generator=torch.Generator().manual_seed(0)))
-    return other
-
-
-def test_with_a_teacher_each_gets_the_draw_whose_loss_exceeds_the_teachers_most(model, few, augmenter, batch, teacher):
-    images, labels = batch
-    recording = Recording(augmenter)
-    choice = DrawChoice(recording, model, few[0], None, teacher=teacher, draws=3)
-    chosen = choice(images, labels)
-    teacher.eval()
-    with torch.no_grad():
-        excess = [
-            F.cross_entropy(choice.tap(x)[1], labels, reduction="none")
-            - F.cross_entropy(teacher(x), labels, reduction="none")
-            for x in (chosen, *recording.given)
-        ]
-    assert torch.allclose(excess[0], torch.stack(excess[1:]).amax(0), atol=1e-5)
-
-
-def test_teacher_is_left_as_it_is(model, few, augmenter, batch, teacher):
-    before = copy.deepcopy(teacher.state_dict())
-    SteeredDraws(augmenter, model, few[0], None, teacher=teacher)(*batch)
-    assert all(torch.equal(t, before[name]) for name, t in teacher.state_dict().items())
-    assert all(m.training for m in teacher.modules())
-    assert all(p.requires_grad and p.grad is None for p in teacher.parameters())
-
-
-def test_teachers_that_do_not_fit_are_refused(model, few, augmenter, batch, teacher):
-    with pytest.raises(ValueError, match="follow val or a teacher, got both"):
-        DrawChoice(augmenter, model, *few, teacher=teacher)
-    teacher[-1] = torch.nn.Linear(teacher[-1].in_features, 12)
-    with pytest.raises(ValueError, match=r"logits of shape \(40, 10\), as the model does, got \(40, 12\)"):
-        SteeredDraws(augmenter, model, few[0], None, teacher=teacher)(*batch)
-
-
 def test_one_draw_is_the_augmenter_itself(model, few, augmenter, batch):
     recording = Recording(augmenter)
     chosen = DrawChoice(recording, model, *few, draws=1)(*batch)
@@ -205,13 +164,11 @@ def mean_score(choice, images, labels, repeats=8):
         return torch.stack([choice.score(choice.augment(images, labels), labels) for _ in range(repeats)]).mean()
 
 
-@pytest.mark.parametrize("by", ["influence", "loss", "teacher"])
-def test_steered_draws_score_higher_with_the_tilt_and_lower_against_it(model, few, augmenter, batch, teacher, by):
-    follow = {"influence": (few[1], None), "loss": (None, None), "teacher": (None, teacher)}
-    val, teacher = follow[by]
+@pytest.mark.parametrize("by", ["influence", "loss"])
+def test_steered_draws_score_higher_with_the_tilt_and_lower_against_it(model, few, augmenter, batch, by):
     scores = []
     for tilt in (-3.0, 0.0, 3.0):
-        choice = SteeredDraws(augmenter, model, few[0], val, teacher=teacher, tilt=tilt)
+        choice = SteeredDraws(augmenter, model, few[0], few[1] if by == "influence" else None, tilt=tilt)
         choice.renew()
         scores.append(mean_score(choice, *batch))
     assert scores[0] < scores[1] < scores[2]
