@@ -102,10 +102,6 @@ ARMS = {
     "spatial only": Arm("crop + flip", "untrained", config={"variant": "spatial"}),
     "appearance only": Arm("crop + flip", "untrained", config={"variant": "appearance"}),
     "serial": Arm("crop + flip", "untrained", config={"variant": "serial"}),
-    **{
-        f"steered, {variant}": Arm("crop + flip", "untrained", {"rule": "steered"}, config={"variant": variant})
-        for variant in ("spatial", "appearance", "serial")
-    },
     "TAW + untrained": Arm("TrivialAugmentWide", "untrained"),
     "TAW + fitted": Arm("TrivialAugmentWide", "fitted"),
     "TAW + steered": Arm("TrivialAugmentWide", "untrained", {"rule": "steered"}),
