@@ -130,7 +130,11 @@ class RetrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Settings of :func:`learned_aug.fit`, one part for each stage."""
+    """Settings of :func:`learned_aug.fit`, one part for each stage.
+
+    The strength of the start matters most: with few labels three times the default did better on MNIST, and two pixels
+    and .2 on CIFAR-10. :func:`learned_aug.fit.compare` shows what does on your data.
+    """
 
     spread_pixels: float = 1.0  # start: mean distance of two draws' flows, in 1/32 of the image side
     spread_color: float = 0.05  # start: mean distance of two draws' colours, in the range [0, 1]
