@@ -70,12 +70,8 @@ ARMS = {
     "fitted, steered": Arm("crop", "fitted", {"rule": "steered"}),
     "mnist-cnn4": Arm("crop", "mnist-cnn4"),  # the pretrained weights, fitted once, to the images of seed 0
     **{
-        f"{arm}, tau {size}": Arm("crop", source, choice, config={"tau_dim": size})
+        f"steered, tau {size}": Arm("crop", "untrained", {"rule": "steered"}, config={"tau_dim": size})
         for size in (32, 64, 256)
-        for arm, source, choice in (
-            ("fitted", "fitted, not pretrained", None),
-            ("steered", "untrained", {"rule": "steered"}),
-        )
     },
     # For choosing settings.
     **{f"fitted, tilt {tilt:g}": Arm("crop", f"fitted, tilt {tilt:g}") for tilt in (0.75, 1.5, 3.0, 6.0)},
