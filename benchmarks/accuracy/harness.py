@@ -8,6 +8,7 @@ with the same settings is not run again.
 import argparse
 import copy
 import dataclasses
+import functools
 import json
 import platform
 import subprocess
@@ -98,6 +99,11 @@ class Task:
     every: int  # steps between two snapshots of a choice
 
 
+def each(policy, images):
+    """Images, each with a draw of its own."""
+    return torch.stack([policy(image) for image in images])
+
+
 def train(task, data, args, seed, baseline, augment, start=None, rest=None):
     """Train a classifier, or a copy of `start`; the same start, order and schedule whatever the arm."""
     torch.manual_seed(seed)
@@ -116,9 +122,9 @@ def train(task, data, args, seed, baseline, augment, start=None, rest=None):
         batch, rows = rows[:size], rows[size:]
         x, y = images[batch], labels[batch]
         if baseline is not None:
-            x = torch.stack([baseline(image) for image in x])
+            x = each(baseline, x)
         if augment is not None:
-            others = x[share:] if rest is None else torch.stack([rest(image) for image in x[share:]])
+            others = x[share:] if rest is None else each(rest, x[share:])
             x = torch.cat([augment(x[:share], y[:share]), others])
         model.train()
         with torch.autocast("cpu", enabled=bool(getattr(args, "amp", 0))):  # bfloat16
@@ -207,14 +213,14 @@ def run(task, args, seed, done):
             continue
         arm = task.arms[name]
         key = (arm.source, arm.strength, *arm.config.items())
+        heuristic = arm == Arm(task.heuristic)
         taught = arm.choice is not None and arm.choice.get("rule") == "taught"
-        if model is None and (taught or arm.source in STAGES.keys() - {"untrained"}):
+        if model is None and (heuristic or taught or arm.source in STAGES.keys() - {"untrained"}):
             begin = time.perf_counter()
             model = train(task, data["train"], args, seed, task.baselines[task.heuristic], None)
             model_seconds = time.perf_counter() - begin
         if arm.source in task.baselines and arm.source is not None:
-            policy = task.baselines[arm.source]
-            fits[key] = (lambda x, policy=policy: torch.stack([policy(image) for image in x])), None, 0.0
+            fits[key] = functools.partial(each, task.baselines[arm.source]), None, 0.0
         elif arm.source in (entry.name for entry in list_pretrained()):
             fits[key] = Augmenter.from_pretrained(arm.source), None, 0.0
         elif arm.source is not None and key not in fits:
@@ -230,14 +236,12 @@ def run(task, args, seed, done):
         augment = None
         if arm.source is not None:
             augment = augmentation(task, augmenter, arm.choice, labelled, data["influence"], model)
-        if arm == Arm(task.heuristic) and model is not None:
+        if heuristic:
             final, seconds = model, model_seconds
         else:
             baseline, rest = task.baselines[arm.baseline], task.baselines[arm.rest]
             final = train(task, labelled, args, seed, baseline, augment, rest=rest)
             seconds = time.perf_counter() - begin
-        if arm == Arm(task.heuristic):
-            model, model_seconds = final, seconds
         scores = {part: evaluate(final, *data[part]) for part in ("choosing", "test")}
         row = {
             "arm": name,

@@ -43,7 +43,7 @@ class Recipe:
     facts: CardFacts  # the rest is filled in from the fit and the measurement
 
 
-LIMITS = "{what} The labels that influence read are worth more as training data, where they may be used so."
+LABELS = "The labels that influence read are worth more as training data, where they may be used so."
 
 
 def cifar_recipe(name, classifier, made, options, pictures):
@@ -64,10 +64,8 @@ def cifar_recipe(name, classifier, made, options, pictures):
             "images augmented; the whole test set. No setting was chosen for this set: they are those of digits. "
             f"`python benchmarks/accuracy/cifar10.py --data ROOT {flags} --seeds 50-52 --arms "
             f'"crop + flip" untrained {name}`.',
-            limits=LIMITS.format(
-                what="Small photographs and things alike. Three seeds show no difference to the untrained networks, "
-                "nor to crops and flips."
-            ),
+            limits="Small photographs and things alike. Three seeds show no difference to the untrained networks, nor "
+            f"to crops and flips. {LABELS}",
             license="apache-2.0",
             data_license="none is stated for CIFAR-10 (Alex Krizhevsky, 2009); the weights contain no image",
             datasets=("uoft-cs/cifar10",),
@@ -98,11 +96,9 @@ RECIPES = {
             "hyper-validation images; a first set of weights, with stage 1, was measured on 8 of these seeds (+0.06 "
             "points against the control) and replaced. `python benchmarks/accuracy/mnist.py --data ROOT --seeds 50-69 "
             "--arms crop untrained mnist-cnn4`.",
-            limits=LIMITS.format(
-                what="A fit to one's own training images does more for them (see the README of learned-aug). Digits "
-                "and things alike. It knows nothing of colour, and of no other classifier or number of "
-                "labels than the above."
-            ),
+            limits="A fit to one's own training images does more for them (see the README of learned-aug). Digits and "
+            "things alike. It knows nothing of colour, and of no other classifier or number of labels than the above. "
+            f"{LABELS}",
             license="apache-2.0",
             data_license="CC BY-SA 3.0 (Yann LeCun and Corinna Cortes)",
             datasets=("ylecun/mnist",),
