@@ -323,13 +323,13 @@ class Generator(nn.Module):
     def fields(self, raw: Tensor) -> Fields:
         """The second half of :meth:`forward`: what :meth:`raw` gave, centred, bounded and scaled."""
         x = at_least_float32(raw) - self.center
+        if self.config.pooled:  # to four equal corners; before the bound, as means of bounded points stay small
+            x = x.mean(dim=(2, 3), keepdim=True).expand(-1, -1, 2, 2)
         if self.config.fields == "grid":
             x = torch.tanh(x)
         x = x * self.scale
-        if self.level < math.log2(self.side):
+        if self.level < math.log2(self.side) and not self.config.pooled:
             x = self._grown(x)
-        if self.config.pooled:
-            x = x.mean(dim=(2, 3), keepdim=True).expand(-1, -1, 2, 2)  # the four corners of the image
         return Fields(x[:, :6] if self.warp else None, x[:, -12:] if self.color else None)
 
     def _grown(self, fields: Tensor) -> Tensor:

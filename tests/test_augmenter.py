@@ -188,6 +188,14 @@ def test_pooled_augmenter_is_one_affine_warp_of_each_image():
     assert flow.abs().max() > 0.5
 
 
+def test_pooled_augmenter_reaches_the_strength_of_an_unpooled_one():
+    config = AugmenterConfig(pooled=True)
+    x = images(40, config)
+    augmenter = Augmenter(config, generator=seeded()).calibrate_(x, pixels=4.0, color=0.2, generator=seeded(1))
+    one, other = (augmenter.augment(x, generator=seeded(s)).flow for s in (2, 3))
+    assert (one - other).norm(dim=1).mean() == pytest.approx(4.0, rel=0.2)
+
+
 def test_gradients_reach_e_g_and_the_input_only_when_asked():
     augmenter = build()
     x = images(3, augmenter.config)
