@@ -80,6 +80,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("fit")
     group.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     group.add_argument(
+        "--pixels",
+        metavar="X",
+        type=float,
+        default=FitConfig().spread_pixels,
+        help="strength of the warps at the start: how far two draws differ, in 1/32 of the side (%(default)s)",
+    )
+    group.add_argument(
+        "--color",
+        metavar="X",
+        type=float,
+        default=FitConfig().spread_color,
+        help="the same of the colours, in the range [0, 1] (%(default)s)",
+    )
+    group.add_argument(
         "--pretrain-steps", metavar="N", type=int, default=PretrainConfig().steps, help="stage 1 (%(default)s)"
     )
     group.add_argument("--steps", metavar="N", type=int, default=MaximizeConfig().steps, help="stage 3 (%(default)s)")
@@ -113,6 +127,8 @@ def run(args: argparse.Namespace) -> str:
         )
     config = FitConfig(
         seed=args.seed,
+        spread_pixels=args.pixels,
+        spread_color=args.color,
         pretrain=PretrainConfig(steps=args.pretrain_steps),
         maximize=MaximizeConfig(objective=args.objective, steps=args.steps, batch_size=args.batch_size),
     )

@@ -34,6 +34,7 @@ def images(tmp_path_factory):
 
 
 SHORT = ["--size", "28", "--grey", "--baseline", "crop", "--pretrain-steps", "2", "--steps", "2", "--batch-size", "32"]
+SHORT += ["--pixels", "1.5"]
 
 
 # Python 3.12 and later warn of every fork beside threads; torch's loader forks by default.
@@ -82,6 +83,7 @@ def test_fit_states_its_figures_and_the_card_repeats_them(fitted):
     assert figures["images"] == COUNTS
     assert figures["classes"][3] == "digit 3"
     assert figures["settings"]["maximize.steps"] == 2
+    assert figures["diagnostics"]["untrained"]["spread_px"] == pytest.approx(1.5 * 28 / 32, rel=0.1)  # as asked
     assert figures["versions"]["torch"] == version("torch")
     assert set(figures["diagnostics"]) == {"untrained", "pretrained", "fitted"}
     assert figures["s_val"]["converged"]
@@ -139,6 +141,7 @@ def test_fit_refuses_a_classifier_that_knows_nothing(images, tmp_path, capsys):
         ({"--data": "train"}, "has no train/ and val/; make them, or hold out a share with --val 0.1"),
         ({"--data": "train/digit 3"}, "must hold a folder of images for each class"),
         ({"--mean": "0.1 0.2"}, "mean must be 1 or 1 numbers, got 2"),
+        ({"--pixels": "0"}, "FitConfig.spread_pixels must be a finite number >= 1e-06, got 0.0"),
         ({"--steps": "-1"}, "MaximizeConfig.steps must be a finite number >= 0, got -1"),
         ({"--out": "/dev/null/out"}, "/dev/null/out"),
         ({"--device": "abacus"}, "abacus"),
