@@ -352,8 +352,8 @@ class Augmenter(nn.Module):
         self,
         images: Tensor,
         *,
-        pixels: float = 1.0,
-        color: float = 0.05,
+        pixels: float = 2.0,
+        color: float = 0.2,
         generator: torch.Generator | None = None,
     ) -> Augmenter:
         """Scale the last layer of G to a stated strength, and centre its fields.

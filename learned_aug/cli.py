@@ -29,7 +29,7 @@ INTERRUPTED = 130  # the shell's exit status for Ctrl-C
 
 ABOUT = """Augmentation networks fitted to your own classifier by influence functions.
 
-  learned-aug demo                                          # the whole method on digits, about a minute
+  learned-aug demo                                          # the whole method on digits, about three minutes
   learned-aug fit --model resnet18 --weights resnet18.pt --data DIR --out my-aug
   learned-aug preview ./my-aug/augmenter photo.jpg --out grid.png
   learned-aug push my-aug/augmenter me/my-aug

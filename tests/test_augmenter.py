@@ -43,7 +43,9 @@ def images(batch, config, size=None, seed=0):
 @functools.cache
 def prototype(calibrated, config):
     augmenter = Augmenter(config, generator=seeded())
-    return augmenter.calibrate_(images(40, config), generator=seeded(1)) if calibrated else augmenter
+    if not calibrated:
+        return augmenter
+    return augmenter.calibrate_(images(40, config), pixels=1.0, color=0.05, generator=seeded(1))
 
 
 def build(calibrated=True, **config):

@@ -25,7 +25,7 @@ def prototype(config, pixels):
     generator = torch.Generator().manual_seed(0)
     augmenter = Augmenter(config, generator=generator)
     x = torch.rand(24, config.channels, config.size, config.size, generator=generator)
-    return augmenter.calibrate_(x, pixels=pixels, generator=generator)
+    return augmenter.calibrate_(x, pixels=pixels, color=0.05, generator=generator)
 
 
 def transform(p=1.0, strength=1.0, pixels=1.0, **config):

@@ -136,8 +136,8 @@ class FitConfig:
     and .2 on CIFAR-10. :func:`learned_aug.fit.compare` shows what does on your data.
     """
 
-    spread_pixels: float = 1.0  # start: mean distance of two draws' flows, in 1/32 of the image side
-    spread_color: float = 0.05  # start: mean distance of two draws' colours, in the range [0, 1]
+    spread_pixels: float = 2.0  # start: mean distance of two draws' flows, in 1/32 of the image side
+    spread_color: float = 0.2  # start: mean distance of two draws' colours, in the range [0, 1]
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     influence: InfluenceConfig = field(default_factory=InfluenceConfig)
     maximize: MaximizeConfig = field(default_factory=MaximizeConfig)

@@ -37,7 +37,7 @@ class FitResult:
     Attributes:
         augmenter: the fitted one.
         pretrained: as it was after stage 1; a control.
-        untrained: calibrated at the start, to the same strength; the control of every comparison.
+        untrained: as it was at the start, as given or calibrated to the strength; the control of every comparison.
         diagnostics: for each of the three, the figures of :func:`learned_aug.fit.measure`.
         solution: s_val and how well it was solved.
         history: all events, in their order.
@@ -68,7 +68,7 @@ def fit(
     val: Data | float,
     *,
     baseline: Callable[[Tensor], Tensor] | None = None,
-    augmenter: AugmenterConfig | None = None,
+    augmenter: Augmenter | AugmenterConfig | None = None,
     head: str | None = None,
     config: FitConfig | None = None,
     device: torch.device | str | None = None,
@@ -112,7 +112,8 @@ def fit(
         baseline: the augmentation the model was trained with, from an image (C, H, W) to one of the same size, such as
             ``v2.RandomCrop(32, padding=4)``; None skips stage 1, which needs the images without it as well.
         augmenter: the networks' configuration; by default for the channels and size of images in [0, 1]. State mean and
-            std there if the images are normalised.
+            std there if the images are normalised. Or networks to start from as they are, without stage 1: those that
+            `model` was trained with, which helped where draws are strong, or those of a fit. A copy is trained.
         head: name of the last Linear, such as "fc"; by default the last one registered.
         config: settings of the stages and the seed.
         device: where to run, by default where the model is; elsewhere a copy of the model is used.
@@ -163,6 +164,8 @@ def fit(
         checkpoint = None
         if checkpoint_dir is not None and rank() == 0:
             settings = {"head": head, "amp": amp, "augmenter": augmenter, "config": config}
+            if isinstance(augmenter, Augmenter):
+                settings |= {"augmenter": augmenter.config, "augmenter (digest of its state)": digest_of(augmenter)}
             data = {"train": train, "val": val}
             checkpoint = Checkpoint(checkpoint_dir, fingerprint(model, data, baseline, config.seed, **settings))
         tap = stack.enter_context(Tap(stack.enter_context(borrowed(model)), layer, amp))
@@ -172,14 +175,16 @@ def fit(
         # Stage 2, first because it needs no augmenter.
         influence = Influence.of(run.once("s_val", lambda: setting.solve(run.notify)), layer.weight.device)
 
-        # The calibrated start.
-        start = run.once("untrained", lambda: setting.calibrated(augmenter))
+        # The start.
+        start = run.once("untrained", lambda: setting.start(augmenter))
         network = Augmenter(AugmenterConfig.from_dict(start["config"])).to(layer.weight.device)
         network.load_state_dict(start["weights"])
         stages = {"untrained": copy.deepcopy(network)}
 
         # Stage 1.
-        if baseline is None:
+        if isinstance(augmenter, Augmenter):
+            pass
+        elif baseline is None:
             warnings.warn(
                 "stage 1 is skipped: baseline is None, so there is no augmentation to mimic; pass the one that the "
                 "model was trained with as baseline=, and take it out of the data set's own transform",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -134,9 +135,20 @@ class Setting:
         """The same training images for all that is measured."""
         return list(_first(self.stream("train", "probe", 128, shuffle=False, shared=False).once(), PROBE))
 
-    def calibrated(self, config: AugmenterConfig | None) -> dict[str, Any]:
-        """Configuration and weights of the start."""
+    def start(self, given: Augmenter | AugmenterConfig | None) -> dict[str, Any]:
+        """Configuration and weights of the start: the given networks, or random ones, calibrated."""
         images = torch.cat([images for images, _ in self.probe()])
+        if isinstance(given, Augmenter):
+            network = copy.deepcopy(given).to(images.device)
+            network.draw(images[:1])  # raises for images that it cannot take
+        else:
+            network = self.calibrated(given, images)
+        weights = network.state_dict()
+        broadcast_(*weights.values())  # loaders give each process other images
+        return {"config": network.config.to_dict(), "weights": weights}
+
+    def calibrated(self, config: AugmenterConfig | None, images: Tensor) -> Augmenter:
+        """Random networks of the configured strength."""
         if config is None:
             low, high = float(images.min()), float(images.max())
             if low < -0.05 or high > 1.05:
@@ -148,10 +160,7 @@ class Setting:
         draws = generator(self.config.seed, "augmenter")
         network = Augmenter(config, generator=draws).to(images.device)
         spread = {"pixels": self.config.spread_pixels, "color": self.config.spread_color}
-        network.calibrate_(images, **spread, generator=draws)
-        weights = network.state_dict()
-        broadcast_(*weights.values())  # loaders give each process other images
-        return {"config": config.to_dict(), "weights": weights}
+        return network.calibrate_(images, **spread, generator=draws)
 
     def pretraining(self, network: Augmenter) -> tuple[Training, list[Stream]]:
         """Stage 1."""

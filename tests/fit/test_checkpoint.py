@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 import learned_aug
-from learned_aug import AugmenterConfig
+from learned_aug import Augmenter, AugmenterConfig
 from learned_aug.fit import CG, CheckpointError, InfluenceConfig, MaximizeConfig
 from learned_aug.fit.checkpoint import NAMES, Checkpoint, decode, encode
 from learned_aug.fit.fingerprint import fingerprint
@@ -232,6 +232,10 @@ CHANGES = {
     "augmenter": (
         lambda m, f, t: {"augmenter": AugmenterConfig(channels=1, size=28)},
         "augmenter was None, is nothing",
+    ),
+    "networks": (
+        lambda m, f, t: {"augmenter": Augmenter(AugmenterConfig(channels=1, size=28))},
+        "augmenter (digest of its state) was nothing",
     ),
     "amp": (lambda m, f, t: {"amp": torch.bfloat16}, "amp was None, is torch.bfloat16"),
     "length": (lambda m, f, t: {"train": torch.utils.data.Subset(f[0], range(190))}, "train images was 200, is 190"),

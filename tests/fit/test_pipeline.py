@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 
 import learned_aug
-from learned_aug import AugmenterConfig
+from learned_aug import Augmenter, AugmenterConfig
 from learned_aug.fit import (
     DrawChoice,
     FitConfig,
@@ -104,6 +104,25 @@ def test_learning_rates_of_0_give_back_the_untrained_control(model, few, crop):
     result = learned_aug.fit(model, *few, baseline=crop, config=config, progress=False)
     states = [a.state_dict() for a in (result.untrained, result.augmenter)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_fit_starts_from_given_networks_without_stage_1_and_leaves_them(model, few, crop, tiny):
+    unmimicking = dataclasses.replace(tiny, pretrain=PretrainConfig(steps=0))
+    expected = learned_aug.fit(model, *few, baseline=crop, config=unmimicking, progress=False)
+    given = expected.untrained
+    before = {name: value.clone() for name, value in given.state_dict().items()}
+    result = learned_aug.fit(model, *few, baseline=crop, augmenter=given, config=tiny, progress=False)
+    assert "pretrain" not in {event.stage for event in result.history}
+    for one, other in (
+        (given.state_dict(), before),
+        (result.untrained.state_dict(), before),
+        (result.pretrained.state_dict(), before),
+        (result.augmenter.state_dict(), expected.augmenter.state_dict()),
+    ):
+        assert all(torch.equal(one[name], other[name]) for name in other)
+    assert any(not torch.equal(value, before[name]) for name, value in result.augmenter.state_dict().items())
+    without = learned_aug.fit(model, *few, augmenter=given, config=tiny, progress=False)  # warns of nothing missing
+    assert not torch.equal(without.solution.value, result.solution.value)
 
 
 class Noisy(Dataset):
@@ -345,9 +364,10 @@ def test_bad_input_is_refused_with_expected_got_and_remedy_and_the_model_restore
     assert_untouched(model, before)
 
 
-def test_channels_that_the_augmenter_does_not_take_are_refused(model, few, crop, tiny):
+@pytest.mark.parametrize("augmenter", [AugmenterConfig(), Augmenter(AugmenterConfig())], ids=["config", "networks"])
+def test_channels_that_the_augmenter_does_not_take_are_refused(model, few, crop, tiny, augmenter):
     with pytest.raises(ValueError, match=r"\(B, 3, H, W\).*\(\d+, 1, 28, 28\)"):
-        learned_aug.fit(model, *few, baseline=crop, augmenter=AugmenterConfig(), config=tiny, progress=False)
+        learned_aug.fit(model, *few, baseline=crop, augmenter=augmenter, config=tiny, progress=False)
 
 
 def test_image_that_is_not_finite_is_named(model, few, crop, tiny):
