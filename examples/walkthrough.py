@@ -58,7 +58,7 @@ print(f"crops: {evaluate(model, data['test'])[0]:.2%} of the test digits wrong")
 
 # %%
 untrained = Augmenter(AugmenterConfig(channels=1, size=28), generator=torch.Generator().manual_seed(0))
-untrained.calibrate_(data["train"].tensors[0][:100], pixels=1.5, generator=torch.Generator().manual_seed(0))
+untrained.calibrate_(data["train"].tensors[0][:100], generator=torch.Generator().manual_seed(0))
 noise = untrained.draw_noise(2, generator=torch.Generator().manual_seed(1))
 kept = untrained.trace(images[1].expand(2, -1, -1, -1), noise).masks > 0
 print(f"kept in each of two draws: {kept.float().mean((1, 2)).tolist()}")

@@ -353,7 +353,7 @@ class Augmenter(nn.Module):
         images: Tensor,
         *,
         pixels: float = 2.0,
-        color: float = 0.2,
+        color: float = 0.1,
         generator: torch.Generator | None = None,
     ) -> Augmenter:
         """Scale the last layer of G to a stated strength, and centre its fields.
@@ -391,7 +391,7 @@ class Augmenter(nn.Module):
             parts = {"pixels": slice(0, 6)} if stage.generator.warp else {}
             parts |= {"color": slice(-12, None)} if stage.generator.color else {}
             for name, part in parts.items():
-                for _ in range(20):  # a fixed point: the spread grows with the scale, at first in proportion
+                for _ in range(100):  # a fixed point: the spread grows with the scale, at first in proportion
                     center.copy_(raw.mean(0))
                     drawn = self._extend(draw, stage.generator.fields(raw))
                     spread = _flow_spread(drawn) if name == "pixels" else _color_spread(drawn, images)

@@ -198,6 +198,15 @@ def test_pooled_augmenter_reaches_the_strength_of_an_unpooled_one():
     assert (one - other).norm(dim=1).mean() == pytest.approx(4.0, rel=0.2)
 
 
+@pytest.mark.parametrize("form", [{}, {"tau_dim": 16}, {"tau_dropout": 0.2}, {"control_points": 8}], ids=str)
+def test_the_default_strength_is_reached_on_dark_images(form):
+    config = AugmenterConfig(**form)
+    x = images(40, config) / 10
+    augmenter = Augmenter(config, generator=seeded()).calibrate_(x, generator=seeded(1))
+    one, other = (augmenter.augment(x, generator=seeded(s)).delta for s in (2, 3))
+    assert (one - other).abs().mean() == pytest.approx(0.1, rel=0.2)
+
+
 def test_gradients_reach_e_g_and_the_input_only_when_asked():
     augmenter = build()
     x = images(3, augmenter.config)

@@ -52,7 +52,7 @@ ALLOWED = {
     | {f"fit.{m}" for m in ["checkpoint", "config", "data", "events", "fingerprint", "head", "ihvp", "parallel"]}
     | {f"fit.{m}" for m in ["rng", "run", "stages"]},
     "viz": {"augmenter", "fit.events"},
-    "demo": {"fit", "transform", "viz", "weights"},
+    "demo": {"augmenter", "fit", "nets", "transform", "viz", "weights"},
     "report": {"card", "fit", "viz", "weights"},
     "folder": {"fit.data"},
     "cli_fit": {"card", "fit", "folder", "nets", "report", "viz", "weights"},

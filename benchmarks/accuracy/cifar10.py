@@ -86,6 +86,7 @@ ARMS = {
     "linear (paper)": Arm("crop + flip", "linear"),
     "fitted": Arm("crop + flip", "fitted"),
     "fitted, not pretrained": Arm("crop + flip", "fitted, not pretrained"),
+    "fitted to the control": Arm("crop + flip", "fitted to the control"),
     "fitted, reversed": Arm("crop + flip", "fitted", reverse=True),
     "fitted to harder": Arm("crop + flip", "fitted to harder"),
     "steered": Arm("crop + flip", "untrained", {"rule": "steered"}),
@@ -102,6 +103,9 @@ ARMS = {
     "spatial only": Arm("crop + flip", "untrained", config={"variant": "spatial"}),
     "appearance only": Arm("crop + flip", "untrained", config={"variant": "appearance"}),
     "serial": Arm("crop + flip", "untrained", config={"variant": "serial"}),
+    "pooled": Arm("crop + flip", "untrained", config={"pooled": True}),  # one affine warp, one colour filter
+    "2 control points": Arm("crop + flip", "untrained", config={"control_points": 2}),
+    "8 control points": Arm("crop + flip", "untrained", config={"control_points": 8}),
     "TAW + untrained": Arm("TrivialAugmentWide", "untrained"),
     "TAW + fitted": Arm("TrivialAugmentWide", "fitted"),
     "TAW + steered": Arm("TrivialAugmentWide", "untrained", {"rule": "steered"}),

@@ -59,12 +59,15 @@ STAGES = {  # of the fit that gives an augmenter: what differs from FitConfig
     "fitted": {},
     "fitted, not pretrained": {"pretrain": UNTRAINED},
     "fitted to harder": {"pretrain": UNTRAINED, "maximize": UNMAXIMIZED},  # and then LearningHarderDropout
+    "fitted to the control": {"pretrain": UNTRAINED},  # to a classifier trained with the untrained augmenter
     "linear": {"maximize": MaximizeConfig(objective="linear", steps=200, batch_size=128)},
     **{
         f"fitted, tilt {tilt:g}": {"pretrain": UNTRAINED, "maximize": MaximizeConfig(tilt=tilt)}
         for tilt in (0.75, 1.5, 3.0, 6.0)
     },
 }
+
+FITTED = STAGES.keys() - {"untrained", "fitted to the control"}  # to the classifier of the heuristic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +218,7 @@ def run(task, args, seed, done):
         key = (arm.source, arm.strength, *arm.config.items())
         heuristic = arm == Arm(task.heuristic)
         taught = arm.choice is not None and arm.choice.get("rule") == "taught"
-        if model is None and (heuristic or taught or arm.source in STAGES.keys() - {"untrained"}):
+        if model is None and (heuristic or taught or arm.source in FITTED):
             begin = time.perf_counter()
             model = train(task, data["train"], args, seed, task.baselines[task.heuristic], None)
             model_seconds = time.perf_counter() - begin
@@ -226,8 +229,13 @@ def run(task, args, seed, done):
         elif arm.source is not None and key not in fits:
             # The untrained augmenter is the same for any classifier, its diagnostics are not.
             classifier = task.model(args) if model is None else model
+            if arm.source == "fitted to the control":
+                control, *_ = fitted(task, data, args, seed, dataclasses.replace(arm, source="untrained"), classifier)
+                augment = augmentation(task, control, None, data["train"], data["influence"], None)
+                classifier = train(task, data["train"], args, seed, task.baselines[task.heuristic], augment)
             augmenter, diagnostics, fit_seconds = fitted(task, data, args, seed, arm, classifier)
-            fits[key] = augmenter, None if model is None else diagnostics, fit_seconds
+            told = model is not None or arm.source != "untrained"
+            fits[key] = augmenter, diagnostics if told else None, fit_seconds
         augmenter, diagnostics, fit_seconds = fits.get(key, (None, None, None))
         if arm.reverse:
             augmenter, diagnostics = reverse(augmenter), None

@@ -53,6 +53,7 @@ ARMS = {
     "linear (paper)": Arm("crop", "linear"),
     "fitted": Arm("crop", "fitted"),
     "fitted, not pretrained": Arm("crop", "fitted, not pretrained"),
+    "fitted to the control": Arm("crop", "fitted to the control"),
     "fitted, reversed": Arm("crop", "fitted", reverse=True),
     "fitted to harder": Arm("crop", "fitted to harder"),
     "steered": Arm("crop", "untrained", {"rule": "steered"}),

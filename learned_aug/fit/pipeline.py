@@ -112,8 +112,8 @@ def fit(
         baseline: the augmentation the model was trained with, from an image (C, H, W) to one of the same size, such as
             ``v2.RandomCrop(32, padding=4)``; None skips stage 1, which needs the images without it as well.
         augmenter: the networks' configuration; by default for the channels and size of images in [0, 1]. State mean and
-            std there if the images are normalised. Or networks to start from as they are, without stage 1: those that
-            `model` was trained with, which helped where draws are strong, or those of a fit. A copy is trained.
+            std there if the images are normalised. Or networks to start from as they are, without stage 1, such as
+            those that `model` was trained with; a copy of them is trained.
         head: name of the last Linear, such as "fc"; by default the last one registered.
         config: settings of the stages and the seed.
         device: where to run, by default where the model is; elsewhere a copy of the model is used.
