@@ -182,15 +182,14 @@ def fit(
         stages = {"untrained": copy.deepcopy(network)}
 
         # Stage 1.
-        if isinstance(augmenter, Augmenter):
-            pass
-        elif baseline is None:
+        given = isinstance(augmenter, Augmenter)
+        if baseline is None and not given:
             warnings.warn(
                 "stage 1 is skipped: baseline is None, so there is no augmentation to mimic; pass the one that the "
                 "model was trained with as baseline=, and take it out of the data set's own transform",
                 stacklevel=2,
             )
-        else:
+        elif not given:
             run.train("pretrained", *setting.pretraining(network))
         stages["pretrained"] = copy.deepcopy(network)
 
