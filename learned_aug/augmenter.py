@@ -391,17 +391,18 @@ class Augmenter(nn.Module):
             parts = {"pixels": slice(0, 6)} if stage.generator.warp else {}
             parts |= {"color": slice(-12, None)} if stage.generator.color else {}
             for name, part in parts.items():
-                for _ in range(100):  # a fixed point: the spread grows with the scale, at first in proportion
+                # A fixed point: the spread grows with the scale, at first in proportion, near the bound slowly.
+                for _ in range(100):
                     center.copy_(raw.mean(0))
                     drawn = self._extend(draw, stage.generator.fields(raw))
                     spread = _flow_spread(drawn) if name == "pixels" else _color_spread(drawn, images)
-                    if abs(spread / targets[name] - 1) < 1e-3:
+                    reached = abs(spread / targets[name] - 1) < 1e-3
+                    if reached or spread == 0:
                         break
-                    ratio = targets[name] / spread if spread > 0 else 1.0
                     # The last layer is linear: its raw fields need not be computed anew.
                     for scaled in (last.weight[:, part], bias_of(last)[part], raw[:, part]):
-                        scaled *= ratio
-                else:
+                        scaled *= targets[name] / spread
+                if not reached:
                     self.load_state_dict(before)
                     raise ValueError(
                         f"{name}={asked[name]} cannot be reached: two draws differed by {spread:.3g} of "

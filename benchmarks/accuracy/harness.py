@@ -230,7 +230,8 @@ def run(task, args, seed, done):
             # The untrained augmenter is the same for any classifier, its diagnostics are not.
             classifier = task.model(args) if model is None else model
             if arm.source == "fitted to the control":
-                control, *_ = fitted(task, data, args, seed, dataclasses.replace(arm, source="untrained"), classifier)
+                untrained = dataclasses.replace(arm, source="untrained")
+                control, *_ = fits.get(("untrained", *key[1:])) or fitted(task, data, args, seed, untrained, classifier)
                 augment = augmentation(task, control, None, data["train"], data["influence"], None)
                 classifier = train(task, data["train"], args, seed, task.baselines[task.heuristic], augment)
             augmenter, diagnostics, fit_seconds = fitted(task, data, args, seed, arm, classifier)
