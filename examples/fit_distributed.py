@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torchvision.transforms import v2
 
 from learned_aug import fit
-from learned_aug.demo import all_conv, digits
+from learned_aug.cli.demo import all_conv, digits
 from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig, RetrainConfig, retrain
 
 

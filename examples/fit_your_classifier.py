@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 import learned_aug
-from learned_aug.demo import digits
+from learned_aug.cli.demo import digits
 from learned_aug.fit import (
     Comparison,
     FitConfig,

@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 
 import learned_aug
 from learned_aug import Augmenter, LearnedAugment
-from learned_aug.demo import all_conv, digits
+from learned_aug.cli.demo import all_conv, digits
 from learned_aug.fit import (
     FitConfig,
     HeadBatch,
@@ -41,7 +41,7 @@ from learned_aug.fit import (
     retrain,
     solve_s_val,
 )
-from learned_aug.report import png
+from learned_aug.cli.report import png
 from learned_aug.viz import corrected_samples, diversity_grid, fit_curves, influence_scatter, tau_traversal
 
 CROP = v2.RandomCrop(28, padding=2)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
 from learned_aug import Augmenter, AugmenterConfig, LearnedAugment
-from learned_aug.demo import digits
+from learned_aug.cli.demo import digits
 
 
 class Digits(Dataset[tuple[object, int]]):

@@ -20,9 +20,9 @@ from torchvision.transforms import v2
 
 import learned_aug
 from learned_aug import Augmenter, AugmenterConfig, LearnedAugment
-from learned_aug.demo import digits
+from learned_aug.cli.demo import digits
 from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig, evaluate
-from learned_aug.report import png
+from learned_aug.cli.report import png
 from learned_aug.viz import diversity_grid, fit_curves, influence_scatter, tau_traversal
 
 OUT = Path(os.environ.get("WALKTHROUGH_OUT", "walkthrough"))

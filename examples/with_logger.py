@@ -13,7 +13,7 @@ from pathlib import Path
 from torchvision.transforms import v2
 
 from learned_aug import fit
-from learned_aug.demo import all_conv, digits
+from learned_aug.cli.demo import all_conv, digits
 from learned_aug.fit import Event, FitConfig, MaximizeConfig, PretrainConfig, RetrainConfig, retrain
 
 

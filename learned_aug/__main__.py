@@ -2,7 +2,7 @@
 
 import sys
 
-from learned_aug.cli import main
+from learned_aug.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

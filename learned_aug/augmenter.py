@@ -6,113 +6,23 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from os import PathLike
-from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learned_aug import hub, registry, weights
-from learned_aug.card import CardFacts, render
-from learned_aug.functional import at_least_float32, flow_field, recolor, recolor_into, resize_field, smooth, warp
-from learned_aug.nets import AugmenterConfig, Code, Encoder, Fields, Generator, bias_of, initialise
-from learned_aug.weights import WeightsError
+from learned_aug.draw import Augmented, Draw, Trace
+from learned_aug.functional import flow_field, resize_field, smooth
+from learned_aug.nets import AugmenterConfig, Code, Encoder, Fields, Generator, bias_of, initialize
+from learned_aug.weights.mixin import PretrainedMixin
 
-__all__ = ["Augmented", "Augmenter", "Draw", "Trace"]
+__all__ = ["Augmenter"]
 
-SMALL = 2**14  # pixels of a batch below which the overhead of calls counts more than memory
-CHUNK = 2**17  # pixels of a batch that are augmented at once on the CPU: more leaves the cache, less costs calls
 CALIBRATION = 2**21  # pixels, at most, of a calibration: dense fields take 200 bytes each and more
 
 
-class Augmented(NamedTuple):
-    """What :meth:`Augmenter.augment` did to a batch."""
-
-    images: Tensor
-    """(B, C, H, W), the augmented copies."""
-    flow: Tensor
-    """(B, 2, H, W), (x, y), pixels: output pixel q shows the input at q + flow(q); 0 without a spatial field."""
-    delta: Tensor
-    """(B, C, H, W), what the colour filter added, in the units of the images; 0 without one."""
-
-
-class Draw(NamedTuple):
-    """The fields drawn for a batch, coarse until used: :meth:`Augmenter.draw` makes one, :meth:`apply` uses it.
-
-    Applying one draw to several tensors (frames of a video, an image and its mask) keeps them aligned.
-    """
-
-    size: tuple[int, int]
-    """(H, W) of the images, pixels."""
-    coarse_flow: Tensor | None = None
-    """(B, 2, h, w), (x, y), pixels of an image of `size`; None without a spatial field."""
-    coarse_color: Tensor | None = None
-    """(B, 12, h, w), c_w as row-major 3x3 and c_b in the units of the images; None without a colour filter."""
-
-    def apply(self, images: Tensor) -> Tensor:
-        """Warp, then recolour (B, C, H, W): a new tensor in the dtype of `images`, float32 at least inside."""
-        if torch.compiler.is_compiling() or images.device.type != "cpu" or images.numel() <= SMALL * images.shape[1]:
-            return self._apply(images)
-        trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (images, *self[1:]))
-        if trained or self.coarse_flow is None:
-            return self._apply(images)
-        chunk = max(torch.get_num_threads(), CHUNK // (self.size[0] * self.size[1]))
-        # Memory is taken once: on a CPU fresh pages, one fault each, cost more than the arithmetic on them.
-        out = torch.empty(images.shape, dtype=torch.promote_types(images.dtype, torch.float32))
-        scratch = torch.empty_like(out[:chunk])
-        for k in range(0, len(images), chunk):
-            part = Draw(self.size, *(t if t is None else t[k : k + chunk] for t in self[1:]))
-            # A copy lies in the cache, where sampling along a flow takes a third of the time.
-            values = scratch[: part.batch].copy_(images[k : k + chunk])
-            warped = part.warp(values)
-            if part.coarse_color is None:
-                out[k : k + chunk] = warped
-            else:
-                recolor_into(out[k : k + chunk], warped, part.coarse_color, values)
-        return out.to(images.dtype)
-
-    def _apply(self, images: Tensor) -> Tensor:
-        return self.recolor(self.warp(images)).to(images.dtype)
-
-    @property
-    def batch(self) -> int:
-        """How many images it is for."""
-        return next(len(field) for field in self[1:] if field is not None)
-
-    def repeat(self, repeats: int) -> Draw:
-        """The draw of a batch that holds every image `repeats` times in a row, as frames of a video."""
-        return Draw(self.size, *(f if f is None else f.repeat_interleave(repeats, dim=0) for f in self[1:]))
-
-    def flow(self) -> Tensor | None:
-        """The dense flow (B, 2, H, W)."""
-        return None if self.coarse_flow is None else resize_field(self.coarse_flow, self.size)
-
-    def warp(self, images: Tensor) -> Tensor:
-        """The first half of :meth:`apply`, in float32 at least."""
-        images = at_least_float32(images)
-        return images if self.coarse_flow is None else warp(images, self.coarse_flow)
-
-    def recolor(self, images: Tensor) -> Tensor:
-        """The second half of :meth:`apply`, in float32 at least."""
-        if self.coarse_color is None:
-            return images
-        color = resize_field(self.coarse_color, self.size)
-        return recolor(images, color[:, :9], color[:, 9:])
-
-
-class Trace(NamedTuple):
-    """A draw, and what it came from: :meth:`Augmenter.trace` makes it."""
-
-    draw: Draw
-    masks: Tensor
-    """(B, stages, tau_dim), of the dropout: 0 or 1 / (1 - p)."""
-    logits: Tensor | None
-    """(B, stages, tau_dim), what E added to those of keeping each unit; None for ``dropout="fixed"``."""
-
-
-class Stage(nn.Module):
+class EncoderGenerator(nn.Module):
     """One encoder with its generator."""
 
     def __init__(self, config: AugmenterConfig, *, warp: bool, color: bool) -> None:
@@ -121,11 +31,11 @@ class Stage(nn.Module):
         self.generator = Generator(config, warp=warp, color=color)
 
 
-class Augmenter(nn.Module):
+class Augmenter(PretrainedMixin):
     """E, dropout on tau, G and the two transformations, for floating batches (B, C, H, W).
 
     Every sample gets its own draw. The dropout is drawn explicitly, so it is on after :meth:`eval` too. Images are
-    expected in the value range of the fit: in [0, 1], normalised as ``config.mean`` and ``config.std`` state. Any size
+    expected in the value range of the fit: in [0, 1], normalized as ``config.mean`` and ``config.std`` state. Any size
     works: E sees a resized copy, and the fields are interpolated.
 
     Parameters start frozen, so that augmenting builds no graph: call ``requires_grad_()`` to train E and G. Gradients
@@ -141,14 +51,14 @@ class Augmenter(nn.Module):
     def __init__(self, config: AugmenterConfig | None = None, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config if config is not None else AugmenterConfig()
-        self.stages = nn.ModuleList(Stage(self.config, warp=w, color=c) for w, c in self.config.stages)
-        initialise(self, generator)
+        self.stages = nn.ModuleList(EncoderGenerator(self.config, warp=w, color=c) for w, c in self.config.stages)
+        initialize(self, generator)
         self.requires_grad_(False)
 
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
-        return cast(Stage, self.stages[0]).generator.scale.device
+        return cast(EncoderGenerator, self.stages[0]).generator.scale.device
 
     def draw_noise(
         self, batch: int, *, generator: torch.Generator | None = None, device: torch.device | str | None = None
@@ -203,7 +113,7 @@ class Augmenter(nn.Module):
         strength: float | Tensor = 1.0,
         generator: torch.Generator | None = None,
     ) -> Augmented:
-        """As :meth:`forward`, and also the flow and the colour change."""
+        """As :meth:`forward`, and also the flow and the color change."""
         draw = self.draw(images, noise, strength=strength, generator=generator)
         warped = draw.warp(images)
         out = draw.recolor(warped)
@@ -303,10 +213,10 @@ class Augmenter(nn.Module):
             for generator in generators:
                 generator.level = math.inf
 
-    def _stages(self) -> list[Stage]:
-        return cast(list[Stage], list(self.stages))
+    def _stages(self) -> list[EncoderGenerator]:
+        return cast(list[EncoderGenerator], list(self.stages))
 
-    def _encode(self, stage: Stage, images: Tensor) -> Code:
+    def _encode(self, stage: EncoderGenerator, images: Tensor) -> Code:
         """Codes of images of any size."""
         side = self.config.encoder_side
         code: Code = stage.encoder(_resize(images.to(stage.generator.scale.dtype), side))
@@ -352,21 +262,21 @@ class Augmenter(nn.Module):
         self,
         images: Tensor,
         *,
-        pixels: float = 2.0,
+        warp: float = 0.0625,
         color: float = 0.1,
         generator: torch.Generator | None = None,
     ) -> Augmenter:
-        """Scale the last layer of G to a stated strength, and centre its fields.
+        """Scale the last layer of G to a stated strength, and center its fields.
 
-        Afterwards the flows of two draws for one image differ by `pixels` on average over images and positions, and the
+        Afterwards the flows of two draws for one image differ by `warp` on average over images and positions, and the
         raw fields have mean zero over images and draws: no constant warp. Starting from small weights instead does not
         work: they stay small.
 
         Args:
             images: (B, C, H, W) typical inputs; about a hundred suffice. Of large ones the first are used, 32 or more.
-            pixels: mean length of the difference of two flows, in units of 1/32 of the image side.
-            color: mean absolute difference of two colour changes, in units of the range [0, 1] before normalisation.
-            generator: for the noise.
+            warp: mean length of the difference of two flows, a share of the image side.
+            color: mean absolute difference of two color changes, a share of the range [0, 1] before normalization.
+            generator: source of the noise; by default torch's global generator.
 
         Returns:
             self.
@@ -377,8 +287,8 @@ class Augmenter(nn.Module):
         """
         self._check(images)
         std = sum(self.config.std) / len(self.config.std)
-        asked = {"pixels": pixels, "color": color}
-        targets = {"pixels": pixels * self.config.size / 32, "color": color / std}
+        asked = {"warp": warp, "color": color}
+        targets = {"warp": warp * self.config.size, "color": color / std}
         before = copy.deepcopy(self.state_dict())
         images = images[: max(32, CALIBRATION // self.config.size**2)]
         images = _resize(images, self.config.size).repeat(2, 1, 1, 1)
@@ -388,14 +298,14 @@ class Augmenter(nn.Module):
             code = self._encode(stage, draw.apply(images))
             raw = stage.generator.raw(code.tau * self.strike(noise[:, k], code.keep))
             last, center = cast(nn.ConvTranspose2d, stage.generator.deconvs[-1]), stage.generator.center
-            parts = {"pixels": slice(0, 6)} if stage.generator.warp else {}
+            parts = {"warp": slice(0, 6)} if stage.generator.warp else {}
             parts |= {"color": slice(-12, None)} if stage.generator.color else {}
             for name, part in parts.items():
                 # A fixed point: the spread grows with the scale, at first in proportion, near the bound slowly.
                 for _ in range(100):
                     center.copy_(raw.mean(0))
                     drawn = self._extend(draw, stage.generator.fields(raw))
-                    spread = _flow_spread(drawn) if name == "pixels" else _color_spread(drawn, images)
+                    spread = _flow_spread(drawn) if name == "warp" else _color_spread(drawn, images)
                     reached = abs(spread / targets[name] - 1) < 1e-3
                     if reached or spread == 0:
                         break
@@ -405,101 +315,12 @@ class Augmenter(nn.Module):
                 if not reached:
                     self.load_state_dict(before)
                     raise ValueError(
-                        f"{name}={asked[name]} cannot be reached: two draws differed by {spread:.3g} of "
-                        f"{targets[name]:.3g}; ask for less, give other images, or raise tau_dropout"
+                        f"{name}={asked[name]} cannot be reached: two draws differed by "
+                        f"{asked[name] * spread / targets[name]:.3g}; ask for less, give other images, or raise "
+                        "tau_dropout"
                     )
             draw = drawn
         return self
-
-    def save_pretrained(self, folder: str | PathLike[str], *, card: CardFacts | None = None) -> None:
-        """Write ``model.safetensors`` and ``config.json`` to `folder`, which is made if need be.
-
-        Each file is replaced atomically: a failure leaves the old one, or none.
-
-        Args:
-            folder: a path; no Hub name, see :meth:`push_to_hub`.
-            card: write a model card, too, which states these facts.
-
-        Raises:
-            OSError: if the folder cannot be written.
-        """
-        files = weights.encode(self.config, self.state_dict())
-        extra = {} if card is None else render(card, self.config, files, f"./{Path(folder).name}")
-        weights.write(folder, {**files, **extra})
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        card: CardFacts | None = None,
-        private: bool | None = None,
-        revision: str | None = None,
-        commit_message: str = "Upload an augmenter",
-        token: str | bool | None = None,
-    ) -> str:
-        """Publish what :meth:`save_pretrained` writes, with a model card, as one commit to the Hugging Face Hub.
-
-        Args:
-            repo_id: "org/name"; made if it does not exist.
-            card: facts for the model card; without them a card that was there stays, and a new one says what is known.
-            private: whether the repository is; by default the account's setting.
-            revision: branch, made if it does not exist; by default "main".
-            commit_message: its first line.
-            token: by default the one of ``hf auth login``.
-
-        Returns:
-            The commit, 40 hexadecimal digits, to pin as ``from_pretrained(repo_id, revision=...)``.
-
-        Raises:
-            WeightsError: if the Hub refuses, fails or does not answer, or `private` is not what the repository is.
-            ValueError: if `repo_id` is no possible name.
-            OSError: if a picture of the card cannot be read.
-        """
-        files = weights.encode(self.config, self.state_dict())
-        rendered = render(CardFacts() if card is None else card, self.config, files, repo_id)
-        return hub.push(
-            repo_id,
-            files if card is None else {**files, **rendered},
-            defaults=rendered if card is None else None,
-            message=commit_message,
-            private=private,
-            revision=revision,
-            token=token,
-        )
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | PathLike[str],
-        *,
-        revision: str | None = None,
-        cache_dir: str | PathLike[str] | None = None,
-        token: str | bool | None = None,
-    ) -> Augmenter:
-        """Read pretrained weights, a Hub repository, or what :meth:`save_pretrained` wrote.
-
-        Args:
-            source: a name of :func:`learned_aug.list_pretrained`; "org/name" or "hf-hub:org/name", a Hub repository; a
-                path object, or a string that begins with "./", "../", "/" or "~", a local folder.
-            revision: branch, tag or commit of a Hub repository; by default "main". Pin the commit for what must not
-                change: 40 hexadecimal digits, read from the cache without a request.
-            cache_dir: of Hub downloads; by default the Hub client's own.
-            token: for private repositories; by default the one of ``hf auth login``.
-
-        Raises:
-            ValueError: if `source` is no such name.
-            WeightsError: if the weights cannot be had, are damaged, or do not fit.
-        """
-        config, state, where = registry.load(source, revision=revision, cache_dir=cache_dir, token=token)
-        try:
-            with torch.device("meta"):  # a config from elsewhere may ask for any amount of memory
-                expected = cls(config).state_dict()
-        except (RuntimeError, OverflowError) as error:
-            raise WeightsError(f"{where} asks for networks that cannot be built ({error}); fetch it again") from error
-        weights.check(state, expected, where)
-        augmenter = cls(config)
-        augmenter.load_state_dict(state)
-        return augmenter
 
     def extra_repr(self) -> str:
         """The configuration, shown by ``repr``."""
@@ -511,7 +332,7 @@ def _scaled(field: Tensor, strength: float | Tensor) -> Tensor:
 
 
 def _resize(images: Tensor, side: int) -> Tensor:
-    # Means of neighbours, as often as halves fit, at a fraction of the time of an interpolation.
+    # Means of neighbors, as often as halves fit, at a fraction of the time of an interpolation.
     for dim in (-2, -1):
         length = images.shape[dim]
         factor = 1
@@ -535,6 +356,6 @@ def _flow_spread(draw: Draw) -> float:
 
 
 def _color_spread(draw: Draw, images: Tensor) -> float:
-    """Mean difference of what the first and the second half of the draws make of the images' colours."""
+    """Mean difference of what the first and the second half of the draws make of the images' colors."""
     one, two = draw.recolor(images).chunk(2)
     return float((one - two).abs().mean())

@@ -1,8 +1,8 @@
-"""Pure tensor functions of the augmentation network: Eq. 20, smoothing, recolouring, warping of all that is labelled.
+"""Pure tensor functions of the augmentation network: Eq. 20, smoothing, recoloring, warping of all that is labelled.
 
 Conventions, used everywhere after :func:`flow_field`:
 
-* pixel centres lie at integers, x runs right and y down;
+* pixel centers lie at integers, x runs right and y down;
 * a *flow* d is (B, 2, H, W), channels (x, y), in pixels: output pixel q shows the input at s(q) = q + d(q);
 * a *grid* is s in the units of :func:`torch.nn.functional.grid_sample` with ``align_corners=False``, (B, H, W, 2).
 """
@@ -53,7 +53,7 @@ def _constant(make: Callable[..., T]) -> Callable[..., T]:
 def _positions(
     h: int, w: int, height: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Rows (h, 1) and columns (w,) of points spread over height x width pixels, from the centre, pixels."""
+    """Rows (h, 1) and columns (w,) of points spread over height x width pixels, from the center, pixels."""
     i = torch.linspace(-(height - 1) / 2, (height - 1) / 2, h, dtype=dtype, device=device)
     j = torch.linspace(-(width - 1) / 2, (width - 1) / 2, w, dtype=dtype, device=device)
     return i[:, None], j
@@ -91,7 +91,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 def flow_field(warp_weight: Tensor, warp_bias: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """Displacement of the point-wise affine map, Eq. 20 less the identity: s(q) - q = s_w(q) (q - c) + s_b(q).
 
-    The paper writes pixels as (i, j), row first; the one conversion to (x, y) happens here. c is the image centre, so
+    The paper writes pixels as (i, j), row first; the one conversion to (x, y) happens here. c is the image center, so
     that a constant s_w rotates, scales and shears about it (the paper leaves the origin open; any other only moves a
     part of s_w into s_b).
 
@@ -115,7 +115,7 @@ def smooth(field: Tensor, window: int = 4) -> Tensor:
     """Average pooling with stride 1 that keeps the size; the paper's 4x4 pooling of the spatial field.
 
     The borders are replicated, so a constant field (zero, hence the identity) comes back unchanged. An even window has
-    no centre: it reaches one pixel further right and down, which moves the field, not the image, by half a pixel.
+    no center: it reaches one pixel further right and down, which moves the field, not the image, by half a pixel.
 
     Args:
         field: (B, C, H, W).
@@ -187,7 +187,7 @@ def warp(images: Tensor, flow: Tensor) -> Tensor:
     source = images.to(grid.dtype)
     out = F.grid_sample(source, grid, mode="bilinear", padding_mode="border", align_corners=False)
     # grid_sample's units round, by 1e-5 px at 224, hence the identity by itself is not exact.
-    # Whether all points moved, the usual case, is worth asking where the answer costs no synchronisation.
+    # Whether all points moved, the usual case, is worth asking where the answer costs no synchronization.
     if flow.device.type != "cpu" or torch.compiler.is_compiling() or not flow.detach().all():
         moved = flow.detach().flatten(1).any(1)
         exact = torch.where(moved[:, None, None, None], out, source)
@@ -197,7 +197,7 @@ def warp(images: Tensor, flow: Tensor) -> Tensor:
 
 
 def recolor(images: Tensor, color_weight: Tensor, color_bias: Tensor) -> Tensor:
-    """Add a per-pixel colour filter: x + delta x with delta x = c_w x + c_b; zero fields give x.
+    """Add a per-pixel color filter: x + delta x with delta x = c_w x + c_b; zero fields give x.
 
     Args:
         images: (B, 3, H, W).
@@ -205,7 +205,7 @@ def recolor(images: Tensor, color_weight: Tensor, color_bias: Tensor) -> Tensor:
         color_bias: c_b, (B, 3, H, W), in the units of `images`.
 
     Returns:
-        (B, 3, H, W) in the dtype of `images`; not clamped, since the range of normalised images is the caller's.
+        (B, 3, H, W) in the dtype of `images`; not clamped, since the range of normalized images is the caller's.
     """
     out = images + color_bias
     # Three fused multiply-adds instead of a (B, 3, 3, H, W) product.
@@ -264,7 +264,7 @@ def warp_points(points: Tensor, flow: Tensor, steps: int = 16) -> tuple[Tensor, 
     Beyond one pixel outside the image the flow is continued as a constant: what leaves the canvas stays outside.
 
     Args:
-        points: (B, N, 2), (x, y), pixel centres at integers.
+        points: (B, N, 2), (x, y), pixel centers at integers.
         flow: (B, 2, H, W), (x, y), pixels, one vector per pixel of the image.
         steps: at most this many; two or three suffice where the flow is smooth.
 
@@ -385,6 +385,6 @@ def _warp_outline(corners: Tensor, at: Tensor, flow: Tensor) -> tuple[Tensor, Te
     edge = at.long().clamp(max=3)  # 4 is the first corner, after rounding
     start, end = (c.gather(-2, edge[..., None].expand(-1, -1, -1, 2)) for c in (corners, corners.roll(-1, dims=-2)))
     outline = torch.lerp(start, end, (at - edge)[..., None])
-    # A pixel's centre is half a pixel inside its edge.
+    # A pixel's center is half a pixel inside its edge.
     points, residual = warp_points(outline.flatten(1, 2) - 0.5, flow)
     return points.view(outline.shape) + 0.5, residual.view(at.shape)

@@ -24,7 +24,7 @@ SLOPE = 0.2  # of LeakyReLU
 WARP_WEIGHT_SCALE = 0.3  # dimensionless: 17 degrees, or 30 % larger
 WARP_BIAS_SCALE = 0.1  # of the image side
 COLOR_WEIGHT_SCALE = 0.5  # dimensionless
-COLOR_BIAS_SCALE = 0.3  # of the range [0, 1], before the normalisation that the config states
+COLOR_BIAS_SCALE = 0.3  # of the range [0, 1], before the normalization that the config states
 
 Variant = Literal["parallel", "serial", "spatial", "appearance"]
 
@@ -34,7 +34,7 @@ class AugmenterConfig:
     """All that is needed to build an :class:`~learned_aug.Augmenter`; saved as config.json beside its weights.
 
     Attributes:
-        channels: of the images; 3 has a colour filter, any other number is warped only.
+        channels: of the images; 3 has a color filter, any other number is warped only.
         size: side of the images of the fit, pixels. Any size works; the fields are interpolated to it.
         encoder_size: side of the square copy that E sees, pixels; by default `size`, but for ``fields="grid"`` halved
             until at most 64, as 224 to 56: halves are cheap to make, and E costs a sixteenth (paper: `size`).
@@ -49,10 +49,10 @@ class AugmenterConfig:
         fields: "pixel", the paper's full-resolution fields with 4x4 pooling; or "grid", fields on
             `control_points` x `control_points` points, bounded by tanh and interpolated: smooth by construction, cheap.
         control_points: along each side, for ``fields="grid"``.
-        variant: "parallel", one tau and shared blocks for warp and colour; "serial", two E/G one after the other;
+        variant: "parallel", one tau and shared blocks for warp and color; "serial", two E/G one after the other;
             "spatial" or "appearance" alone (paper's ablations).
-        pooled: average each field over the image, which leaves one affine warp and one colour filter (ablation).
-        mean: per channel, of the normalisation (x - mean) / std of the images E and G were fitted on, x in [0, 1].
+        pooled: average each field over the image, which leaves one affine warp and one color filter (ablation).
+        mean: per channel, of the normalization (x - mean) / std of the images E and G were fitted on, x in [0, 1].
         std: per channel; see `mean`. One value stands for all channels.
         version: of this format.
     """
@@ -132,14 +132,14 @@ class AugmenterConfig:
 
     @property
     def stages(self) -> tuple[tuple[bool, bool], ...]:
-        """(warps, recolours) of each E/G pair, in the order in which they are applied."""
+        """(warps, recolors) of each E/G pair, in the order in which they are applied."""
         if self.variant == "serial":
             return (True, False), (False, True)
         return ((self.variant != "appearance", self.recolors),)
 
     @property
     def recolors(self) -> bool:
-        """Whether there is a colour filter."""
+        """Whether there is a color filter."""
         return self.channels == 3 and self.variant != "spatial"
 
     def to_dict(self) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class AugmenterConfig:
             raise ValueError(f"config has a value of a wrong type ({error}); see AugmenterConfig") from error
 
 
-def initialise(module: nn.Module, generator: torch.Generator | None = None) -> None:
+def initialize(module: nn.Module, generator: torch.Generator | None = None) -> None:
     """Weights of E and G that keep the variance through LeakyReLU, zero biases; nothing learned about dropout.
 
     torch's default shrinks the signal, and then tau no longer depends on the image.
@@ -214,7 +214,7 @@ class Code(NamedTuple):
 class Encoder(nn.Module):
     """E: stride-2 3x3 convolutions with LeakyReLU .2, then the mean over what is left of the image.
 
-    Each image is standardised first, which makes tau independent of the value range. There is no normalisation layer:
+    Each image is standardized first, which makes tau independent of the value range. There is no normalization layer:
     a sample's code must not depend on its batch.
 
     With ``dropout="learned"`` two linear layers read the map before the last two convolutions, which still shows where
@@ -267,10 +267,10 @@ class Generator(nn.Module):
 
     "pixel": the first layer makes a small square of it and each further one doubles the side; the middle of the last is
     kept. "grid": the first layer makes all control points, the second is point-wise; a code may bend them freely, and
-    both layers are plain matrix products. There is no normalisation layer: it would make the pooled fields constant.
+    both layers are plain matrix products. There is no normalization layer: it would make the pooled fields constant.
 
     `center`, the mean raw field that :meth:`Augmenter.calibrate_` measures, is subtracted so that an untrained G has no
-    constant warp or colour cast.
+    constant warp or color cast.
 
     `level` bounds how fine "pixel" fields are while they grow, see :meth:`Augmenter.grown_to`; it is no part of the
     weights.
@@ -300,7 +300,7 @@ class Generator(nn.Module):
         self.register_buffer("center", torch.zeros(len(scale), self.side, self.side))
 
     def raw(self, codes: Tensor) -> Tensor:
-        """Codes (B, tau_dim) to unbounded, uncentred fields (B, C, side, side)."""
+        """Codes (B, tau_dim) to unbounded, uncenterd fields (B, C, side, side)."""
         # On one pixel, or with one tap, a transposed convolution is a matrix product, which is faster.
         first, *rest = cast(list[nn.ConvTranspose2d], list(self.deconvs))
         x = (codes @ first.weight.flatten(1)).view(len(codes), *first.weight.shape[1:])
@@ -321,7 +321,7 @@ class Generator(nn.Module):
         return self.fields(self.raw(codes))
 
     def fields(self, raw: Tensor) -> Fields:
-        """The second half of :meth:`forward`: what :meth:`raw` gave, centred, bounded and scaled."""
+        """The second half of :meth:`forward`: what :meth:`raw` gave, centerd, bounded and scaled."""
         x = at_least_float32(raw) - self.center
         if self.config.pooled:  # to four equal corners; before the bound, as means of bounded points stay small
             x = x.mean(dim=(2, 3), keepdim=True).expand(-1, -1, 2, 2)

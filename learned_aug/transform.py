@@ -16,7 +16,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from learned_aug.augmenter import Augmenter, Draw
+from learned_aug.augmenter import Augmenter
+from learned_aug.draw import Draw
 from learned_aug.functional import (
     at_least_float32,
     resize_field,
@@ -34,7 +35,7 @@ LABELS: tuple[type, ...] = (tv_tensors.Mask, tv_tensors.BoundingBoxes)
 if hasattr(tv_tensors, "KeyPoints"):  # from torchvision 0.23 on
     LABELS += (tv_tensors.KeyPoints,)
 MODES = {1: "L", 3: "RGB"}
-SLACK = 0.5  # how far outside [0, 1] an image may be, as bicubic resizing leaves it, before it counts as normalised
+SLACK = 0.5  # how far outside [0, 1] an image may be, as bicubic resizing leaves it, before it counts as normalized
 
 
 class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no types
@@ -42,7 +43,7 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
 
     Takes any structure of samples that torchvision's v2 transforms take. In it:
 
-    * PIL images (RGB, L), tv_tensors ``Image``, or the first plain tensor, (..., C, H, W): warped and recoloured, in
+    * PIL images (RGB, L), tv_tensors ``Image``, or the first plain tensor, (..., C, H, W): warped and recolored, in
       uint8 or floating with values in [0, 1]. Type, dtype and range stay. Leading dimensions are a batch, of which
       every sample gets its own draw (torchvision's own transforms draw once for a batch).
     * ``Video`` (..., T, C, H, W): one draw for all frames, made from the middle one.
@@ -52,7 +53,7 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
     * All else, labels above all, passes.
 
     Several images in a sample (a stereo pair) get the draw of the first. Put it before ``Normalize``: images are
-    normalised inside as the augmenter was fitted, and come back in [0, 1].
+    normalized inside as the augmenter was fitted, and come back in [0, 1].
 
     Randomness comes from torch's global generator, as in torchvision: DataLoader workers differ, a seed repeats.
 
@@ -385,7 +386,7 @@ def _unit(pixels: Tensor) -> Tensor:
         if not (low >= -SLACK and high <= 1 + SLACK):
             raise ValueError(
                 f"floating images must be in [0, 1], got {float(low):.3g} to {float(high):.3g}; put LearnedAugment "
-                "before Normalize, or apply the Augmenter to normalised batches"
+                "before Normalize, or apply the Augmenter to normalized batches"
             )
     return at_least_float32(pixels)
 

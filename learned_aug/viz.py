@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as tv
 from torchvision.utils import make_grid
 
 from learned_aug.augmenter import Augmenter
-from learned_aug.fit.events import Event
+from learned_aug.runtime.events import Event
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,8 +75,8 @@ def tau_traversal(
     """What one image becomes on the way from one dropout mask to another, in equal steps of the code tau (Fig. 4).
 
     Rows: the image, the spatial field, the warped image, the appearance field, the final image; without those that the
-    augmenter does not have. The spatial field is coloured by :func:`flow_colors`, with its key beside it; the
-    appearance field is what the colour filter adds, with grey for nothing. Both are scaled to their largest value in
+    augmenter does not have. The spatial field is colored by :func:`flow_colors`, with its key beside it; the
+    appearance field is what the color filter adds, with gray for nothing. Both are scaled to their largest value in
     the picture, which is stated.
 
     Args:
@@ -128,7 +128,7 @@ def tau_traversal(
 
 
 def flow_colors(flow: Tensor, reach: float) -> Tensor:
-    """Flows as colours: the hue is the direction, white is none, and the purest colour is a length of `reach`.
+    """Flows as colors: the hue is the direction, white is none, and the purest color is a length of `reach`.
 
     Args:
         flow: (B, 2, H, W), (x, y), pixels.
@@ -312,7 +312,7 @@ def _write(picture: PIL.Image.Image, corner: tuple[int, int], text: str, width: 
 
 
 def _flow_key(side: int) -> PIL.Image.Image:
-    """A disc of all directions, each in the colour of a flow that points there."""
+    """A disc of all directions, each in the color of a flow that points there."""
     axis = torch.linspace(-1, 1, side)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     disc = flow_colors(torch.stack([x, y])[None], 1.0)[0]

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import Subset
 from torchvision.transforms import v2
 
-from learned_aug.demo import all_conv, digits
+from learned_aug.cli.demo import all_conv, digits
 from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig, RetrainConfig, retrain
 
 # Small tensors: a second thread costs more than it brings, and several test processes would fight for the cores.

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from learned_aug import Augmenter, AugmenterConfig, LearnedAugment
-from learned_aug.demo import digits
+from learned_aug.cli.demo import digits
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from learned_aug import Augmenter, AugmenterConfig, weights
-from learned_aug.registry import Pretrained
+from learned_aug.weights.registry import Pretrained
 
 ROOT = Path(__file__).parents[1]
 NAME = "digits-test"

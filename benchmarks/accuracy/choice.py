@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from learned_aug.fit import DrawChoice, SteeredDraws
 from learned_aug.fit.dropout import LearningDropout
-from learned_aug.fit.influence import unit_rms
+from learned_aug.influence.scores import unit_rms
 
 
 class Worst(DrawChoice):

@@ -38,7 +38,7 @@ from learned_aug.fit import (
     borrowed,
     find_head,
 )
-from learned_aug.fit.data import Batches
+from learned_aug.runtime.data import Batches
 from learned_aug.fit.stages import Tap
 
 RULES = {

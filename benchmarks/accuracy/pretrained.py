@@ -20,9 +20,9 @@ import mnist
 from harness import Arm, Task, fit_config, fitted, read, settings_of, train
 
 from learned_aug import Augmenter, CardFacts, weights
-from learned_aug.card import CardResult, render
-from learned_aug.registry import Pretrained
-from learned_aug.weights import CONFIG_NAME, WEIGHTS_NAME, sha256
+from learned_aug.weights.card import CardResult, render
+from learned_aug.weights.registry import Pretrained
+from learned_aug.weights.files import CONFIG_NAME, WEIGHTS_NAME, sha256
 
 HERE = Path(__file__).parent
 FOLDERS = HERE.parents[1] / "pretrained"

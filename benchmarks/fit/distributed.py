@@ -32,7 +32,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torchvision.transforms import v2
 
-from learned_aug.demo import all_conv, digits
+from learned_aug.cli.demo import all_conv, digits
 from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig, RetrainConfig, fit, retrain
 
 RESULTS = Path(__file__).parent / "results" / "distributed.json"

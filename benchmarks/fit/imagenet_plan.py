@@ -38,8 +38,8 @@ from learned_aug.fit import (
     borrowed,
     find_head,
 )
-from learned_aug.fit.gan import Pretraining
-from learned_aug.fit.maximize import Maximizing
+from learned_aug.fit.pretrain import Pretraining
+from learned_aug.fit.linear import Maximizing
 
 N, CLASSES, FEATURES, SIDE = 1_281_167, 1000, 2048, 224
 FORMS = {

@@ -25,7 +25,7 @@ import torch
 from torch.utils.data import Subset
 from torchvision.transforms import v2
 
-from learned_aug.demo import all_conv, digits
+from learned_aug.cli.demo import all_conv, digits
 from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig, RetrainConfig, fit, retrain
 from learned_aug.fit.checkpoint import NAMES, decode, digest
 

@@ -35,9 +35,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from learned_aug.fit.head import HeadBatch
-from learned_aug.fit.ihvp import CG, Direct, LiSSA, relative_damping, solve
-from learned_aug.fit.problem import HeadProblem, conjugate_gradients, mean_gradient
+from learned_aug.influence.head import HeadBatch
+from learned_aug.influence.solvers import CG, Direct, LiSSA, relative_damping, solve
+from learned_aug.influence.problem import HeadProblem, conjugate_gradients, mean_gradient
 
 RESIDUAL = 1e-3
 SIZES = {"medium": (640, 10, 50_000), "large": (2048, 1000, 20_000), "small": (64, 10, 50_000)}  # D, K, N

@@ -33,10 +33,10 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from learned_aug.fit.head import HeadBatch, HeadTap, borrowed, collect, find_head
-from learned_aug.fit.ihvp import CG, BlockDiagonal, PlainGradient, relative_damping, solve
-from learned_aug.fit.influence import check_stationary, influence_aug, influence_up
-from learned_aug.fit.problem import HeadProblem, mean_gradient, refit
+from learned_aug.influence.head import HeadBatch, HeadTap, borrowed, collect, find_head
+from learned_aug.influence.solvers import CG, BlockDiagonal, PlainGradient, relative_damping, solve
+from learned_aug.influence.scores import check_stationary, influence_aug, influence_up
+from learned_aug.influence.problem import HeadProblem, mean_gradient, refit
 
 N_VAL, N_CHANGED = 5_000, 150
 # Training images, and weight decay of the head's loss, weight_decay / 2 |theta|^2. The features are large (mean |h|^2

@@ -6,24 +6,33 @@ it is executed when it is read.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import warnings
+from collections.abc import Callable
+from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
 
-from learned_aug.weights import write_atomic
+from learned_aug.influence.solvers import Solver
+from learned_aug.runtime.data import Data, apply_baseline
+from learned_aug.runtime.rng import forked
+from learned_aug.runtime.stream import Stream
+from learned_aug.weights.files import write_atomic
 
-__all__ = ["Checkpoint", "CheckpointError", "digest"]
+__all__ = ["Checkpoint", "CheckpointError", "digest_of", "fingerprint"]
 
 MAGIC = b"learned-aug checkpoint 1"
 NAMES = ("fit-0.ckpt", "fit-1.ckpt")
 TENSOR = "__tensor__"
+GLANCE = 16  # images of a data set that stand for all of them
 
 
 class CheckpointError(Exception):
@@ -95,7 +104,7 @@ class Checkpoint:
             raise OSError(
                 error.errno,
                 f"a checkpoint of {len(data) / 1e6:.1f} MB could not be written ({error.strerror}); the last one is "
-                "intact: free space, or mend the folder's permissions, and call again to resume",
+                "intact: free space, or fix the folder's permissions, and call again to resume",
                 str(path),
             ) from error
         self._generation = generation
@@ -161,3 +170,65 @@ def decode(data: bytes) -> dict[str, Any]:
 
     tree: dict[str, Any] = restored(json.loads(text))
     return tree
+
+
+def fingerprint(
+    model: nn.Module,
+    data: dict[str, Data],
+    baseline: Callable[[Tensor], Tensor] | None,
+    seed: int,
+    **settings: Any,
+) -> dict[str, str]:
+    """Name to value, all as text.
+
+    Args:
+        model: all its parameters and buffers count.
+        data: by name; the number of images and some of them count.
+        baseline: what it makes of some images of "train" counts.
+        seed: of what is drawn for that.
+        settings: configurations, each of whose fields counts, and plain values.
+    """
+    out = {"learned-aug": version("learned-aug"), "torch": torch.__version__}
+    for name, value in settings.items():
+        out.update(_fields(name, value))
+    for name, source in data.items():
+        images, labels = _glance(source, name, seed)
+        out[f"number of {name} images"] = _length(source)
+        out[f"{name} images (digest of some)"] = digest(images, labels)
+        if name == "train":
+            out["baseline (digest of some images)"] = "none"
+            if baseline is not None:
+                with forked() as reseed:
+                    drawn = apply_baseline(baseline, images, name, lambda k: reseed(seed, "glance", k))
+                out["baseline (digest of some images)"] = digest(drawn)
+    out["model (digest of its state)"] = digest_of(model)
+    return out
+
+
+def digest_of(model: nn.Module) -> str:
+    """Of its parameters and buffers."""
+    return digest(*(value for value in model.state_dict().values() if isinstance(value, Tensor)))
+
+
+def _fields(name: str, value: Any) -> dict[str, str]:
+    if not dataclasses.is_dataclass(value) or isinstance(value, (type, Solver)):
+        return {name: repr(value)}
+    parts = (_fields(f"{name}.{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value))
+    return {key: text for part in parts for key, text in part.items()}
+
+
+def _glance(data: Data, name: str, seed: int) -> tuple[Tensor, Tensor]:
+    """A few (images, labels): spread over a Dataset, the first ones of a loader."""
+    if not isinstance(data, DataLoader):
+        size: int = len(data)  # type: ignore[arg-type]
+        data = Subset(data, [size * k // GLANCE for k in range(GLANCE)] if size > GLANCE else range(size))
+    batches = Stream(data, name, "glance", seed=seed, batch_size=GLANCE, device=torch.device("cpu")).once()
+    images, labels = next(batches)
+    return images[:GLANCE], labels[:GLANCE]
+
+
+def _length(data: Data) -> str:
+    try:
+        return str(len(data.dataset if isinstance(data, DataLoader) else data))  # type: ignore[arg-type]
+    except TypeError:  # of an IterableDataset
+        return "unknown"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from learned_aug.augmenter import Augmented, Augmenter
-from learned_aug.fit.head import HeadTap
+from learned_aug.augmenter import Augmenter
+from learned_aug.draw import Augmented
+from learned_aug.influence.head import HeadTap
 
 __all__ = ["divergence_named", "draw_distance", "effective_rank", "measure", "require_finite", "shared_change"]
+
+RANKED = 256  # draws whose flows give the effective rank
 
 
 def draw_distance(out: Augmented) -> Tensor:
@@ -21,7 +25,7 @@ def draw_distance(out: Augmented) -> Tensor:
         out: of a batch whose second half repeats the images of the first.
 
     Returns:
-        (2,): of the flows, pixels, and of the colour changes, mean absolute, units of the images. 0 where the augmenter
+        (2,): of the flows, pixels, and of the color changes, mean absolute, units of the images. 0 where the augmenter
         has no such field; differentiable.
     """
     one, two = out.flow.chunk(2)
@@ -33,7 +37,7 @@ def shared_change(out: Augmented) -> Tensor:
     """What all samples of a batch have in common.
 
     Returns:
-        (2,): mean squared length of the batch's mean flow, pixels^2, and of its mean colour change; differentiable.
+        (2,): mean squared length of the batch's mean flow, pixels^2, and of its mean color change; differentiable.
     """
     return torch.stack([out.flow.mean(0).square().sum(0).mean(), out.delta.mean(0).square().mean()])
 
@@ -58,12 +62,12 @@ def require_finite(loss: Tensor, stage: str, remedy: str) -> None:
 
 
 def effective_rank(flow: Tensor) -> float:
-    """Number of directions in which flows (B, 2, H, W) vary: exp of the entropy of their normalised variances.
+    """Number of directions in which flows (B, 2, H, W) vary: exp of the entropy of their normalized variances.
 
     1 for copies of one warp at different strengths, at most B - 1.
     """
-    centred = (flow - flow.mean(0)).flatten(1)
-    variance = torch.linalg.svdvals(centred.double()).square()
+    centerd = (flow - flow.mean(0)).flatten(1)
+    variance = torch.linalg.svdvals(centerd.double()).square()
     share = variance / variance.sum().clamp_min(1e-300)
     return float(torch.special.entr(share).sum().exp())
 
@@ -87,17 +91,18 @@ def measure(
         generator: for the masks.
 
     Returns:
-        flow_px: mean length of the flow, pixels.
-        spread_px: mean distance of two draws' flows for one image, pixels.
-        bias_px: mean length of the mean flow over images and draws, pixels; a warp that all draws share.
-        rank: :func:`effective_rank` of the flows of the first batch.
-        color: mean absolute colour change, units of the images.
+        warp: mean distance of two draws' flows for one image, a share of the image side.
+        color: mean distance of two draws' color changes, a share of the range [0, 1].
+        flow: mean length of the flow, a share of the image side.
+        shift: mean length of the mean flow over images and draws, a share of the image side; a warp that all share.
+        rank: :func:`effective_rank` of the flows of up to 128 images, NaN for fewer than 8.
         misclassified: share of the augmented images that the user's model gets wrong.
         predicted_val_drop: fall of the validation loss that is predicted for replacing one image by its augmented copy,
             nats, mean over the images (Eq. 15).
     """
     sums = torch.zeros(4, dtype=torch.float64)
-    flows: list[Tensor] = []
+    total: Tensor | float = 0.0
+    first: list[Tensor] = []
     wrong = count = 0
     for images, labels in batches:
         images, labels = images.repeat(2, 1, 1, 1), labels.repeat(2)
@@ -106,17 +111,21 @@ def measure(
         wrong += int((logits.argmax(1) != labels).sum())
         if val_drop is not None:
             sums[3] += float(val_drop(images, out.images, labels).sum())
-        part = torch.stack([out.flow.norm(dim=1).mean(), draw_distance(out)[0], out.delta.abs().mean()])
+        part = torch.stack([*draw_distance(out), out.flow.norm(dim=1).mean()])
         sums[:3] += part.double().cpu() * len(images)
-        flows.append(out.flow)
+        total = total + out.flow.sum(0)
+        if count < RANKED:
+            first.append(out.flow[: RANKED - count])
         count += len(images)
-    bias = sum(flow.sum(0) for flow in flows) / count
+    side = max(images.shape[-2:])
+    std = sum(augmenter.config.std) / len(augmenter.config.std)
+    flows = torch.cat(first)
     figures = {
-        "flow_px": float(sums[0]) / count,
-        "spread_px": float(sums[1]) / count,
-        "bias_px": float(torch.as_tensor(bias).norm(dim=0).mean()),
-        "rank": effective_rank(flows[0]),
-        "color": float(sums[2]) / count,
+        "warp": float(sums[0]) / count / side,
+        "color": float(sums[1]) / count * std,
+        "flow": float(sums[2]) / count / side,
+        "shift": float((torch.as_tensor(total) / count).norm(dim=0).mean()) / side,
+        "rank": effective_rank(flows) if len(flows) >= 16 else math.nan,
         "misclassified": wrong / count,
     }
     return figures if val_drop is None else {**figures, "predicted_val_drop": float(sums[3]) / count}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -11,61 +12,77 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learned_aug.augmenter import Augmenter
-from learned_aug.fit.config import MaximizeConfig
 from learned_aug.fit.diagnostics import divergence_named, require_finite
-from learned_aug.fit.events import OnEvent
-from learned_aug.fit.head import HeadTap
-from learned_aug.fit.influence import influence_up, unit_rms
-from learned_aug.fit.parallel import all_mean, average_gradients_
-from learned_aug.fit.problem import Head
-from learned_aug.fit.rng import generator
-from learned_aug.fit.s_val import at_head
-from learned_aug.fit.training import FollowingInfluence, share_of_noise
+from learned_aug.fit.stage import FollowingInfluence, share_of_noise
+from learned_aug.influence.head import HeadTap
+from learned_aug.influence.problem import Head
+from learned_aug.influence.scores import influence_up, unit_rms
 from learned_aug.nets import Encoder
+from learned_aug.runtime.checks import check_at_least
+from learned_aug.runtime.distributed import all_mean, average_gradients_
+from learned_aug.runtime.rng import generator
 
-__all__ = ["LearningDropout", "learn_dropout"]
+__all__ = ["DropoutConfig", "LearningDropout"]
 
-REMEDY = "lower MaximizeConfig.lr"
+REMEDY = "lower DropoutConfig.lr"
 
 
-def learn_dropout(
-    augmenter: Augmenter,
-    tap: HeadTap,
-    batches: Iterator[tuple[Tensor, Tensor]],
-    head: Head,
-    ihvp: Tensor,
-    config: MaximizeConfig,
-    *,
-    seed: int = 0,
-    on_event: OnEvent,
-) -> None:
-    """Teach E the probability of keeping each unit of tau, for each image; all else of E and G stays.
+@dataclass(frozen=True, kw_only=True)
+class DropoutConfig:
+    """Settings of stage 3 as learned dropout (ours): E learns, for each image, which units of tau to keep."""
+
+    steps: int = 600
+    """Training steps (ours)."""
+    batch_size: int = 64
+    """Images per step, over all processes (ours)."""
+    lr: float = 5e-3
+    """Peak learning rate of Adam (ours); 0, a control, learns nothing."""
+    tilt: float = 3.0
+    """Root mean square of the logits of keeping a unit, were all draws of an image to agree on them (ours)."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        check_at_least(self, steps=0, batch_size=2, lr=0, tilt=1e-6)
+
+
+class LearningDropout(FollowingInfluence):
+    """Stage 3, ours: teach E the probability of keeping each unit of tau, for each image; all else of E and G stays.
 
     The influence I is linear in the distribution q of the draws, so its minimum alone would be one draw for all. Kept
     near the fixed dropout it came from, min_q E_q[I] + beta KL(q || prior), the best q of independent units has the
     logits l_j(x) = logit(1 - p) - E[dI/dm_j] / beta, to first order in the mask m. One backward pass gives the gradient
     of all units at once; here it is scaled to length 1 for each draw, so that no image counts more than another, and
-    `tilt` sqrt(tau_dim) stands for 1 / beta. E regresses on it, which averages over draws and generalises over images.
+    `tilt` sqrt(tau_dim) stands for 1 / beta. E regresses on it, which averages over draws and generalizes over images.
+
+    Its events are called "maximize" and hold agreement, the mean cosine of what E gives with the gradient of one draw,
+    and kl, the mean of KL(q || prior), nats.
 
     Args:
         augmenter: pretrained or calibrated, with ``dropout="learned"``.
         tap: open, on the borrowed model.
         batches: endless (images, labels), as the model is trained on them.
-        head: as in :func:`predicted_influence`.
+        head: the head for which `ihvp` was computed.
         ihvp: s_val, (K, D + 1).
         config: settings.
-        seed: of the draws.
-        on_event: gets "maximize" events: agreement, the mean cosine of what E gives with the gradient of one draw, and
-            kl, the mean of KL(q || prior), nats.
+        seed: seed of the draws.
 
     Raises:
         ValueError: if the dropout of the augmenter is fixed.
     """
-    LearningDropout(augmenter, tap, batches, head, ihvp, config, seed=seed).run(on_event)
 
-
-class LearningDropout(FollowingInfluence):
-    """The state and the step of :func:`learn_dropout`."""
+    def __init__(
+        self,
+        augmenter: Augmenter,
+        tap: HeadTap,
+        batches: Iterator[tuple[Tensor, Tensor]],
+        head: Head,
+        ihvp: Tensor,
+        config: DropoutConfig,
+        *,
+        seed: int,
+    ) -> None:
+        self.config = config
+        super().__init__(augmenter, tap, batches, head, ihvp, steps=config.steps, lr=config.lr, seed=seed)
 
     def part(self, augmenter: Augmenter) -> nn.Module:
         """E's layers for the dropout."""
@@ -80,7 +97,7 @@ class LearningDropout(FollowingInfluence):
         """That of E's layers for the dropout."""
         config, augmenter = self.config, self.augmenter
         for group in self.optimizer.param_groups:  # a rise, and a fall to 0, which averages over the draws
-            group["lr"] = config.rate * min(1.0, 4 * (self.done + 1) / config.steps, 2 - 2 * self.done / config.steps)
+            group["lr"] = config.lr * min(1.0, 4 * (self.done + 1) / config.steps, 2 - 2 * self.done / config.steps)
         images, labels = next(self.batches)
         noise = share_of_noise(augmenter, images, generator(self.seed, self.name, self.done))
         masks = augmenter.strike(noise).requires_grad_()  # of the prior
@@ -107,7 +124,7 @@ class LearningDropout(FollowingInfluence):
     def score(self, augmented: Tensor, labels: Tensor) -> Tensor:
         """What E is to raise, (B,): minus the influence."""
         features, _ = self.tap(augmented)
-        batch = at_head(self.head, features, labels)
+        batch = self.head(features, labels)
         return -influence_up(self.ihvp.to(features.dtype), batch, self.head.label_smoothing)
 
 

@@ -14,18 +14,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from learned_aug.augmenter import Augmenter
-from learned_aug.fit.checkpoint import Checkpoint
+from learned_aug.fit.checkpoint import Checkpoint, digest_of, fingerprint
 from learned_aug.fit.config import FitConfig
-from learned_aug.fit.data import Data, hold_out
-from learned_aug.fit.events import Event, OnEvent, ProgressBars
-from learned_aug.fit.fingerprint import digest_of, fingerprint
-from learned_aug.fit.head import borrowed, find_head, unwrap
-from learned_aug.fit.ihvp import Solution
-from learned_aug.fit.parallel import all_sum_, broadcast_, rank, world_size
-from learned_aug.fit.rng import forked, generator
 from learned_aug.fit.run import Run
 from learned_aug.fit.stages import Influence, Setting, Tap
+from learned_aug.influence.head import borrowed, find_head, unwrap
+from learned_aug.influence.system import Solution
 from learned_aug.nets import AugmenterConfig
+from learned_aug.runtime.data import Data, hold_out
+from learned_aug.runtime.distributed import all_sum_, broadcast_, rank, world_size
+from learned_aug.runtime.events import Event, OnEvent, ProgressBars
+from learned_aug.runtime.rng import forked, generator
 
 __all__ = ["FitResult", "fit"]
 
@@ -84,7 +83,7 @@ def fit(
     needs no augmenter); a calibrated random augmenter is trained to mimic the baseline augmentation (stage 1); then E
     learns which of its draws of each image lower the validation loss, as the influence predicts (stage 3). Stage 4,
     training a classifier on augmented images, is yours: use the augmenter in your own training, or
-    :func:`learned_aug.fit.retrain`.
+    :func:`learned_aug.training.retrain`.
 
     **Randomness.** All draws follow from ``config.seed``, those of the baseline and of the data sets' own transforms as
     well: torch's (on the CPU), Python's and NumPy's global generators are seeded while these run, and given back after.
@@ -112,7 +111,7 @@ def fit(
         baseline: the augmentation the model was trained with, from an image (C, H, W) to one of the same size, such as
             ``v2.RandomCrop(32, padding=4)``; None skips stage 1, which needs the images without it as well.
         augmenter: the networks' configuration; by default for the channels and size of images in [0, 1]. State mean and
-            std there if the images are normalised. Or networks to start from as they are, without stage 1, such as
+            std there if the images are normalized. Or networks to start from as they are, without stage 1, such as
             those that `model` was trained with; a copy of them is trained.
         head: name of the last Linear, such as "fc"; by default the last one registered.
         config: settings of the stages and the seed.
@@ -183,14 +182,15 @@ def fit(
 
         # Stage 1.
         given = isinstance(augmenter, Augmenter)
-        if baseline is None and not given:
-            warnings.warn(
-                "stage 1 is skipped: baseline is None, so there is no augmentation to mimic; pass the one that the "
-                "model was trained with as baseline=, and take it out of the data set's own transform",
-                stacklevel=2,
-            )
-        elif not given:
-            run.train("pretrained", *setting.pretraining(network))
+        if config.pretrain is not None and not given:
+            if baseline is None:
+                warnings.warn(
+                    "stage 1 is skipped: baseline is None, so there is no augmentation to mimic; pass the one that the "
+                    "model was trained with as baseline=, and take it out of the data set's own transform",
+                    stacklevel=2,
+                )
+            else:
+                run.train("pretrained", *setting.pretraining(network, config.pretrain))
         stages["pretrained"] = copy.deepcopy(network)
 
         # Stage 3.
@@ -226,9 +226,10 @@ def _check_shares(config: FitConfig, train: Data, val: Data) -> None:
     if world == 1:
         return
     sizes = {
-        "PretrainConfig.batch_size": (config.pretrain.batch_size, 2 * world),  # half of it are sources
-        "MaximizeConfig.batch_size": (config.maximize.batch_size, world),
+        f"{type(config.maximize).__name__}.batch_size": (config.maximize.batch_size, world),
     }
+    if config.pretrain is not None:
+        sizes["PretrainConfig.batch_size"] = config.pretrain.batch_size, 2 * world  # half of it are sources
     for name, (size, unit) in sizes.items():
         if size % unit:
             raise ValueError(f"{name} must be a multiple of {unit} for {world} processes, got {size}; change it")

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from learned_aug.augmenter import Augmenter
-from learned_aug.fit.checkpoint import Checkpoint, CheckpointError, decode, encode
-from learned_aug.fit.events import Event, OnEvent
-from learned_aug.fit.parallel import broadcast_, rank, world_size
-from learned_aug.fit.stream import Stream
-from learned_aug.fit.training import Training
+from learned_aug.fit.checkpoint import Checkpoint, CheckpointError
+from learned_aug.fit.stage import Stage
+from learned_aug.runtime.distributed import from_first, rank, world_size
+from learned_aug.runtime.events import Event, OnEvent
+from learned_aug.runtime.stream import Stream
 
 __all__ = ["Run"]
 
@@ -62,7 +62,7 @@ class Run:
         result: dict[str, Any] = self.results[name]
         return result
 
-    def train(self, name: str, stage: Training, streams: Sequence[Stream]) -> None:
+    def train(self, name: str, stage: Stage, streams: Sequence[Stream]) -> None:
         """The steps of a stage that are left; its result are the weights of its augmenter, which is left with them.
 
         Args:
@@ -105,7 +105,7 @@ class Run:
             except CheckpointError as error:
                 tree["error"] = str(error)
         if world_size() > 1:
-            tree = _from_first(tree, self.device)
+            tree = from_first(tree, self.device)
         if tree["error"] is not None:
             raise CheckpointError(tree["error"])
         return tree.get("state") or {"results": {}, "current": None, "history": []}
@@ -114,16 +114,3 @@ class Run:
 def weights_of(augmenter: Augmenter) -> dict[str, Tensor]:
     """A copy."""
     return {name: tensor.detach().clone() for name, tensor in augmenter.state_dict().items()}
-
-
-def _from_first(tree: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The tree of process 0."""
-    data = bytearray(encode(tree) if rank() == 0 else b"")
-    size = torch.tensor(len(data), device=device)
-    broadcast_(size)
-    buffer = torch.zeros(int(size), dtype=torch.uint8)
-    if rank() == 0:
-        buffer.copy_(torch.frombuffer(data, dtype=torch.uint8))
-    buffer = buffer.to(device)
-    broadcast_(buffer)
-    return decode(buffer.cpu().numpy().tobytes())

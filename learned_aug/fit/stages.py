@@ -13,21 +13,22 @@ from torch import Tensor, nn
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.fit.config import FitConfig
-from learned_aug.fit.data import Data
 from learned_aug.fit.diagnostics import measure
-from learned_aug.fit.dropout import LearningDropout
-from learned_aug.fit.events import Event, OnEvent
-from learned_aug.fit.gan import Pretraining
-from learned_aug.fit.head import HeadTap, collect
-from learned_aug.fit.ihvp import Solution
-from learned_aug.fit.influence import predicted_val_drop
-from learned_aug.fit.maximize import Maximizing
-from learned_aug.fit.parallel import broadcast_, rank, span, world_size
-from learned_aug.fit.rng import generator
-from learned_aug.fit.s_val import predicted_influence, solve_s_val
-from learned_aug.fit.stream import Stream
-from learned_aug.fit.training import Training
+from learned_aug.fit.dropout import DropoutConfig, LearningDropout
+from learned_aug.fit.linear import Maximizing
+from learned_aug.fit.pretrain import PretrainConfig, Pretraining
+from learned_aug.fit.stage import Stage
+from learned_aug.influence.head import HeadTap, collect
+from learned_aug.influence.problem import Head
+from learned_aug.influence.s_val import predicted_influence, solve_s_val
+from learned_aug.influence.scores import predicted_val_drop
+from learned_aug.influence.system import Solution
 from learned_aug.nets import AugmenterConfig
+from learned_aug.runtime.data import Data
+from learned_aug.runtime.distributed import broadcast_, rank, span, world_size
+from learned_aug.runtime.events import Event, OnEvent
+from learned_aug.runtime.rng import generator
+from learned_aug.runtime.stream import Stream
 
 __all__ = ["Influence", "Setting", "Tap"]
 
@@ -54,24 +55,23 @@ class Tap(HeadTap):
 
 @dataclass(frozen=True)
 class Influence:
-    """What is left of stage 2: the head (a :class:`Head`), without its features, and s_val."""
+    """What stage 2 leaves: the head at which influences are read, and s_val."""
 
-    weight: Tensor
-    bias: Tensor | None
-    label_smoothing: float
-    n_train: int
+    head: Head
     solution: Solution
+
+    def tree(self) -> dict[str, Any]:
+        """Return it as a checkpoint keeps it."""
+        return {"head": vars(self.head), "solution": vars(self.solution)}
 
     @staticmethod
     def of(tree: dict[str, Any], device: torch.device) -> Influence:
-        """From what a checkpoint keeps."""
-        head: dict[str, Any]
-        solution: dict[str, Any]
-        head, solution = (
+        """Rebuild it from what a checkpoint keeps."""
+        parts: list[dict[str, Any]] = [
             {k: v.to(device) if isinstance(v, Tensor) else v for k, v in tree[part].items()}
             for part in ("head", "solution")
-        )
-        return Influence(**head, solution=Solution(**solution))
+        ]
+        return Influence(Head(**parts[0]), Solution(**parts[1]))
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Setting:
                 "unseen images; use more",
                 stacklevel=5,
             )
-        problem, solution = solve_s_val(
+        head, solution = solve_s_val(
             train_batch,
             val_batch,
             self.tap.head,
@@ -128,8 +128,7 @@ class Setting:
             on_event=notify,
         )
         notify(Event("ihvp", 1, 1, {"residual": solution.residual, "steps": float(solution.steps)}))
-        head = {name: getattr(problem, name) for name in ("weight", "bias", "label_smoothing", "n_train")}
-        return {"head": head, "solution": vars(solution)}
+        return Influence(head, solution).tree()
 
     def probe(self) -> list[tuple[Tensor, Tensor]]:
         """The same training images for all that is measured."""
@@ -153,37 +152,39 @@ class Setting:
             low, high = float(images.min()), float(images.max())
             if low < -0.05 or high > 1.05:
                 raise ValueError(
-                    f"images of train must be in [0, 1] unless their normalisation is stated, got [{low:.2f}, "
+                    f"images of train must be in [0, 1] unless their normalization is stated, got [{low:.2f}, "
                     f"{high:.2f}]; pass augmenter=AugmenterConfig(channels=..., size=..., mean=..., std=...)"
                 )
             config = AugmenterConfig(channels=images.shape[1], size=max(images.shape[-2:]))
         draws = generator(self.config.seed, "augmenter")
         network = Augmenter(config, generator=draws).to(images.device)
-        spread = {"pixels": self.config.spread_pixels, "color": self.config.spread_color}
-        return network.calibrate_(images, **spread, generator=draws)
+        return network.calibrate_(images, warp=self.config.warp, color=self.config.color, generator=draws)
 
-    def pretraining(self, network: Augmenter) -> tuple[Training, list[Stream]]:
-        """Stage 1."""
-        config = self.config.pretrain
+    def pretraining(self, network: Augmenter, config: PretrainConfig) -> tuple[Stage, list[Stream]]:
+        """Build stage 1, and the streams that it reads."""
         sources = self.stream("train", "sources", (config.batch_size + 1) // 2, augmented=False)
         reals = self.stream("train", "reals", config.batch_size)
         stage = Pretraining(network, self.tap, sources, reals, config, seed=self.config.seed)
         return stage, [sources, reals]
 
-    def maximizing(self, network: Augmenter, influence: Influence) -> tuple[Training, list[Stream]]:
-        """Stage 3."""
+    def maximizing(self, network: Augmenter, influence: Influence) -> tuple[Stage, list[Stream]]:
+        """Build stage 3, and the stream that it reads."""
         config = self.config.maximize
-        kind = LearningDropout if config.objective == "dropout" else Maximizing
         batches = self.stream("train", "maximize", config.batch_size)
-        args = network, self.tap, batches, influence, influence.solution.value, config
-        return kind(*args, seed=self.config.seed), [batches]
+        args = network, self.tap, batches, influence.head, influence.solution.value
+        stage: Stage
+        if isinstance(config, DropoutConfig):
+            stage = LearningDropout(*args, config, seed=self.config.seed)
+        else:
+            stage = Maximizing(*args, config, seed=self.config.seed)
+        return stage, [batches]
 
     def measured(self, stages: dict[str, Augmenter], influence: Influence) -> dict[str, dict[str, float]]:
         """Diagnostics of each, on the same images and masks."""
 
         def val_drop(images: Tensor, augmented: Tensor, labels: Tensor) -> Tensor:
-            args = influence, influence.solution.value, images, augmented, labels
-            return predicted_val_drop(predicted_influence(self.tap, *args)[0], influence.n_train)
+            args = influence.head, influence.solution.value, images, augmented, labels
+            return predicted_val_drop(predicted_influence(self.tap, *args)[0], influence.head.n_train)
 
         probe = self.probe()
         figures = {

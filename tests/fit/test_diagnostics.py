@@ -4,7 +4,7 @@ import torch
 from learned_aug import Augmented, Augmenter, AugmenterConfig
 from learned_aug.fit import effective_rank, measure
 from learned_aug.fit.diagnostics import draw_distance, shared_change
-from learned_aug.fit.head import HeadTap, borrowed, find_head
+from learned_aug.influence.head import HeadTap, borrowed, find_head
 
 
 def out(flow, delta=None):

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Su
 from torchvision.transforms import v2
 
 import learned_aug
-from learned_aug.demo import all_conv, digits
+from learned_aug.cli.demo import all_conv, digits
 from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig
 from learned_aug.fit.dropout import LearningDropout
-from learned_aug.fit.parallel import rank
+from learned_aug.runtime.distributed import rank
 from tests.fit.processes import run_processes
 
 ROOT = Path(__file__).parents[2]

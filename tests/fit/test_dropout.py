@@ -6,10 +6,10 @@ import torch
 
 from learned_aug import Augmenter, AugmenterConfig
 from learned_aug.fit import InfluenceConfig, MaximizeConfig, learn_dropout
-from learned_aug.fit.data import Batches
+from learned_aug.runtime.data import Batches
 from learned_aug.fit.dropout import kl_to_prior
-from learned_aug.fit.head import HeadTap, borrowed, collect, find_head
-from learned_aug.fit.s_val import predicted_influence, solve_s_val
+from learned_aug.influence.head import HeadTap, borrowed, collect, find_head
+from learned_aug.influence.s_val import predicted_influence, solve_s_val
 
 CPU = torch.device("cpu")
 

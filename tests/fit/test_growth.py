@@ -15,8 +15,8 @@ from torchvision.transforms import v2
 import learned_aug
 from learned_aug import Augmenter, AugmenterConfig
 from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig, RetrainConfig, retrain
-from learned_aug.fit.gan import Pretraining, growth_level
-from learned_aug.fit.head import HeadTap, borrowed, find_head
+from learned_aug.fit.pretrain import Pretraining, growth_level
+from learned_aug.influence.head import HeadTap, borrowed, find_head
 
 
 def test_levels_are_held_then_blended_and_end_at_full_resolution():

@@ -29,7 +29,7 @@ from learned_aug.fit import (
     retrain,
 )
 from learned_aug.fit.pipeline import _on_device
-from learned_aug.fit.stream import Stream
+from learned_aug.runtime.stream import Stream
 
 
 def snapshot(model):

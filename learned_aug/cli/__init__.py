@@ -1,0 +1,1 @@
+"""The ``learned-aug`` command, one file for each of its commands."""

@@ -1,0 +1,84 @@
+"""The ``learned-aug`` command: finds the command that is asked for, and reports what the user can fix in one line.
+
+A command's module is imported, and its options are built, only when it runs: the help must not wait for torchvision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+__all__ = ["main"]
+
+INTERRUPTED = 130  # the shell's exit status for Ctrl-C
+
+COMMANDS = {
+    "demo": "the whole method on real digits that come with the package, about three minutes on a CPU",
+    "fit": "fit an augmenter to your classifier on folders of images",
+    "preview": "draw what an augmenter does to your images",
+    "push": "publish an augmenter on the Hugging Face Hub",
+    "list": "list the pretrained weights of this release",
+}
+
+ABOUT = """Augmentation networks fitted to your own classifier by influence functions.
+
+  learned-aug demo
+  learned-aug fit --model resnet18 --weights resnet18.pt --data DIR --out my-aug
+  learned-aug preview ./my-aug/augmenter photo.jpg --out grid.png
+  learned-aug push my-aug/augmenter me/my-aug
+
+commands:
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with `argv`, by default that of the process, and return the exit status."""
+    raw = argparse.RawDescriptionHelpFormatter
+    about = ABOUT + "".join(f"  {name:9} {text}\n" for name, text in COMMANDS.items())
+    about += "\nlearned-aug COMMAND --help explains each."
+    parser = argparse.ArgumentParser(prog="learned-aug", description=about, formatter_class=raw)
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from, for a bug report")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the above")
+    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="the command's own options")
+    args = parser.parse_args(argv)
+    command = importlib.import_module(f"learned_aug.cli.{args.command}")
+    prog = f"learned-aug {args.command}"
+    parser = argparse.ArgumentParser(prog=prog, description=command.__doc__, formatter_class=raw)
+    command.add_arguments(parser)
+    return _run(command.run, parser.parse_args(args.options), traceback=args.traceback)
+
+
+def _run(run: Callable[[argparse.Namespace], str], options: argparse.Namespace, *, traceback: bool) -> int:
+    from learned_aug.fit.checkpoint import CheckpointError
+    from learned_aug.weights.files import WeightsError
+
+    fixable = (ValueError, OSError, RuntimeError, ImportError, WeightsError, CheckpointError)  # all else is a bug
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *_: _tell(f"warning: {message}")
+        try:
+            _say(run(options))
+        except KeyboardInterrupt:
+            _tell("interrupted")
+            return INTERRUPTED
+        except fixable as error:
+            if traceback:
+                raise
+            _tell(" ".join(str(error).split()))
+            return 1
+    return 0
+
+
+def _tell(text: str) -> None:
+    _say(f"learned-aug: {text}", sys.stderr)
+
+
+def _say(text: str, stream: TextIO | None = None) -> None:
+    """Write a line; what the terminal's encoding lacks is escaped, so that no finished work ends in an error."""
+    file = sys.stdout if stream is None else stream
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    file.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")

@@ -1,0 +1,41 @@
+"""Options of the command line that are made of settings: their defaults, and the texts after their fields as help."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import textwrap
+from typing import Any
+
+__all__ = ["add_setting", "field_texts"]
+
+
+def field_texts(settings: type) -> dict[str, str]:
+    """Return the string literal after each field of a dataclass of settings, on one line."""
+    (source,) = ast.parse(textwrap.dedent(inspect.getsource(settings))).body
+    body = source.body if isinstance(source, ast.ClassDef) else []
+    texts = {}
+    for field, text in itertools.pairwise(body):
+        literal = text.value if isinstance(text, ast.Expr) else None
+        if isinstance(field, ast.AnnAssign) and isinstance(literal, ast.Constant) and isinstance(literal.value, str):
+            texts[ast.unparse(field.target)] = " ".join(literal.value.split())
+    return texts
+
+
+def add_setting(group: Any, settings: type, field: str, option: str | None = None, **overrides: Any) -> None:
+    """Add the option of one field of a dataclass of settings.
+
+    Args:
+        group: a parser, or a group of its options.
+        settings: the dataclass.
+        field: name of the field.
+        option: its name on the command line; by default that of the field.
+        overrides: arguments of ``add_argument`` that are not to be taken from the field.
+    """
+    (found,) = (f for f in dataclasses.fields(settings) if f.name == field)
+    text = field_texts(settings)[field].replace("%", "%%") + " (%(default)s)"
+    kind = type(found.default)
+    options = {"type": kind, "default": found.default, "metavar": "N" if kind is int else "X", "help": text}
+    group.add_argument(option or f"--{field.replace('_', '-')}", **{**options, **overrides})

@@ -1,0 +1,325 @@
+"""The head of a user's classifier: its last Linear, and the features that enter it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+__all__ = ["HeadBatch", "HeadTap", "borrowed", "collect", "find_head"]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside DataParallel, DistributedDataParallel and torch.compile wrappers."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def find_head(model: nn.Module, name: str | None = None) -> nn.Linear:
+    """The Linear whose output is the model's logits.
+
+    Args:
+        model: a classifier; DataParallel, DistributedDataParallel and torch.compile wrappers are looked through.
+        name: the head's module path, such as `"fc"` or `"classifier.1"`. Default: the last registered nn.Linear, which
+            `HeadTap` then verifies to be the one that runs last.
+
+    Raises:
+        ValueError: if `name` is not an nn.Linear of the model, if the model has no nn.Linear, or if the weight of the
+            head is quantized or tied to a constraint.
+    """
+    inner = unwrap(model)
+    linears = {path: module for path, module in inner.named_modules() if isinstance(module, nn.Linear)}
+    if name is not None:
+        if name in linears:
+            return _free(linears[name])
+        kind = next((type(m).__name__ for path, m in inner.named_modules() if path == name), "nothing")
+        raise ValueError(
+            f"head={name!r} must name an nn.Linear of the model, got {kind}; "
+            f"its Linear layers are {list(linears) or 'none'}"
+        )
+    if not linears:
+        kinds = sorted({type(m).__name__ for m in inner.modules() if not any(m.children())})
+        raise ValueError(
+            f"expected a classifier that ends in nn.Linear, found only {', '.join(kinds)}; replace a 1x1-convolution "
+            "head by pooling and an nn.Linear of its weights, and fit a quantized model before it is quantized"
+        )
+    return _free(list(linears.values())[-1])
+
+
+def _free(head: nn.Linear) -> nn.Linear:
+    """The head, if its weight may take any value."""
+    if parametrize.is_parametrized(head, "weight"):
+        # Asked first, and without a look at the weight: spectral norm changes its state at each.
+        kinds = [type(p).__name__.lstrip("_") for p in head.parametrizations.weight]  # type: ignore[union-attr]
+        if kinds != ["WeightNorm"]:  # which can give any weight
+            raise ValueError(
+                f"the head's weight must be free to move, got one parametrized by {', '.join(kinds)}: influences "
+                "are those of an unconstrained head; use torch.nn.utils.parametrize.remove_parametrizations on a "
+                "copy of the model, and train its head on"
+            )
+    if not head.weight.is_floating_point():
+        raise ValueError(
+            f"the head's weight must be floating, got {head.weight.dtype}; fit the model before it is quantized"
+        )
+    return head
+
+
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[nn.Module]:
+    """The user's model in eval mode and frozen, given back as it came, also when the body raises.
+
+    Restored on exit: every module's `training` flag, every parameter's `requires_grad` and `grad`, every buffer bit for
+    bit. Parameter values are not copied: the body must not write to them. Hooks are their owners' to remove (`HeadTap`
+    does).
+    """
+    training = [(module, module.training) for module in model.modules()]
+    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        model.eval()
+        for p, _, _ in parameters:
+            p.requires_grad_(False)
+        yield model
+    finally:
+        for module, mode in training:
+            module.training = mode
+        for p, requires_grad, grad in parameters:
+            p.requires_grad_(requires_grad)
+            p.grad = grad
+        with torch.no_grad():
+            for module, name, buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+                module._buffers[name] = buffer
+
+
+class HeadTap:
+    """Calls a model and reads what enters its head, through a forward hook that is removed on exit.
+
+        with borrowed(model), HeadTap(model, find_head(model)) as tap:
+            features, logits = tap(images)
+
+    The first call verifies that the closed form applies: the model is in eval mode, its output is
+    `features @ weight.T + bias` of the head, and a sample's features depend neither on chance (active dropout) nor on
+    the rest of its batch. This costs one more pass over half of that batch. A compiled model runs uncompiled here.
+
+    Args:
+        model: the classifier; wrappers are looked through, as in `find_head`.
+        head: its last nn.Linear.
+    """
+
+    def __init__(self, model: nn.Module, head: nn.Linear) -> None:
+        self.model = unwrap(model)
+        self.head = head
+        if not any(module is head for module in self.model.modules()):
+            raise ValueError("head must be a module of the model, got one of another model; use find_head(model)")
+        self._seen: list[Tensor] = []
+        self._hook: torch.utils.hooks.RemovableHandle | None = None
+        self._verified = False
+
+    def __enter__(self) -> HeadTap:
+        self._hook = self.head.register_forward_hook(self._record, with_kwargs=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        self._seen.clear()
+
+    def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        self._seen.append(args[0] if args else kwargs["input"])
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits of a batch.
+
+        Args:
+            images: (B, ...), on the model's device.
+
+        Returns:
+            features (B, D) and logits (B, K), both differentiable with respect to `images`.
+
+        Raises:
+            ValueError: if the model's output is not the output of its head, with the reason.
+        """
+        features, output = self._forward(images)
+        if not self._verified:
+            self._verify(images, features.detach(), output.detach())
+            self._verified = True
+        return features, output
+
+    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if self._hook is None:
+            raise RuntimeError("HeadTap is not open; use it as `with HeadTap(model, head) as tap:`")
+        self._seen.clear()
+        with torch.compiler.set_stance("force_eager"):  # compiled code would not know the hook
+            output = self.model(images)
+        calls = len(self._seen)
+        if calls != 1:
+            raise ValueError(
+                f"the head must run once per forward pass, ran {calls} times; "
+                f'pass head="name" of the nn.Linear that gives the logits{self._others()}'
+            )
+        features = self._seen.pop()
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"the model must return its logits as one tensor, got {type(output).__name__}; "
+                "wrap it in a module that returns the logits alone"
+            )
+        if features.ndim != 2 or features.shape[0] != images.shape[0]:
+            raise ValueError(
+                f"features that enter the head must be (B, D) with B = {images.shape[0]}, got {tuple(features.shape)}; "
+                "the head must see one vector per image: pool or flatten before it"
+            )
+        return features, output
+
+    def _others(self) -> str:
+        paths = [p for p, m in self.model.named_modules() if isinstance(m, nn.Linear) and m is not self.head]
+        return f"; other nn.Linear: {', '.join(paths[-5:])}" if paths else ""
+
+    @torch.no_grad()
+    def _verify(self, images: Tensor, features: Tensor, output: Tensor) -> None:
+        if any(module.training for module in self.model.modules()):
+            raise ValueError(
+                "the model is in train mode, where dropout and batch norm make features random; "
+                "use `with borrowed(model):` or model.eval()"
+            )
+        expected = F.linear(
+            features.float(), self.head.weight.float(), None if self.head.bias is None else self.head.bias.float()
+        )
+        if output.shape != expected.shape:
+            raise ValueError(
+                f"the model's output must be its head's, {tuple(expected.shape)}, got {tuple(output.shape)}; the head "
+                f'is not the last layer: pass head="name" of the nn.Linear that gives the logits{self._others()}'
+            )
+        if (gap := _gap(output.float(), expected)) > 0.02:
+            raise ValueError(
+                f"the model's output must be its head's logits, they differ by {gap:.1%} of their size: something "
+                "after the head changes them (a scale, softmax or sigmoid? the mean of several heads?), or another "
+                f'layer is the last one; return the logits of one head, or pass head="name"{self._others()}'
+            )
+        half, _ = self._forward(images[: (len(images) + 1) // 2])
+        if (gap := _gap(half.float(), features[: len(half)].float())) > 0.02:
+            raise ValueError(
+                f"two passes over the same images gave features that differ by {gap:.1%} of their size: active "
+                "dropout or other randomness, or normalization over the batch; features must depend on their image "
+                "alone"
+            )
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    """Largest difference, relative to the largest value of `b`; NaNs count as equal, `collect` names them."""
+    return float(
+        (a - b).nan_to_num(0.0, 0.0, 0.0).abs().max() / b.nan_to_num(0.0, 0.0, 0.0).abs().max().clamp_min(1e-30)
+    )
+
+
+class HeadBatch(NamedTuple):
+    """What the head sees of a batch: features (B, D), logits (B, K) and labels (B,), class indices."""
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+
+
+@torch.no_grad()
+def collect(
+    tap: HeadTap,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    dtype: torch.dtype | None = None,
+    *,
+    count: int = 0,
+    keep_logits: bool = True,
+) -> HeadBatch:
+    """Features, logits and labels of a data set, streamed through the model without grad.
+
+    Args:
+        tap: an open `HeadTap`, which also says on which device the model is.
+        batches: pairs of images (B, ...) and class indices (B,), in the order that the result keeps.
+        dtype: of the stored features; default as the model gives them. see `InfluenceConfig.cache_dtype`.
+        count: how many samples will come, where that is known, so that memory is taken once. If more come, it doubles.
+        keep_logits: False if the head will be another, as in `HeadProblem.from_batch`, which computes its own: logits
+            are then (N, 0).
+
+    Raises:
+        ValueError: if there is no batch, if labels are not class indices of the head, or if features or logits are not
+            finite, with the index of the first such sample.
+    """
+    columns = _Rows(count), _Rows(count), _Rows(count)
+    start = 0
+    for images, labels in batches:
+        device = tap.head.weight.device
+        features, logits = tap(images.to(device))
+        labels = labels.to(device)
+        check_labels(labels, logits.shape, start)
+        batch = HeadBatch(features if dtype is None else features.to(dtype), logits, labels.long())
+        check_finite(batch, start)
+        for column, rows in zip(columns, batch if keep_logits else batch._replace(logits=logits[:, :0]), strict=True):
+            column.append(rows)
+        start += len(labels)
+    if not start:
+        raise ValueError("batches must hold at least one batch of (images, labels), got none; check the loader")
+    return HeadBatch(*(column.tensor[:start] for column in columns))
+
+
+class _Rows:
+    """A tensor to which rows are appended, with room for `count` at first."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.used = count, 0
+        self.tensor = torch.empty(0)
+
+    def append(self, rows: Tensor) -> None:
+        end = self.used + len(rows)
+        if not self.used or end > len(self.tensor):
+            more = rows.new_empty(max(end, 2 * self.used or self.count), *rows.shape[1:])
+            if self.used:
+                more[: self.used] = self.tensor[: self.used]
+            self.tensor = more
+        self.tensor[self.used : end] = rows
+        self.used = end
+
+
+def check_labels(labels: Tensor, logits_shape: torch.Size, start: int = 0) -> None:
+    """Raise ValueError unless `labels` are class indices for logits (B, K); `start` is the first sample's index."""
+    samples, classes = logits_shape
+    if labels.shape != (samples,) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(
+            f"labels must be integer class indices of shape ({samples},), got {labels.dtype} {tuple(labels.shape)}; "
+            "turn one-hot labels into indices with labels.argmax(1)"
+        )
+    wrong = ((labels < 0) | (labels >= classes)).nonzero()
+    if len(wrong):
+        i = int(wrong[0])
+        raise ValueError(
+            f"labels must be in 0..{classes - 1}, the head's classes; sample {start + i} has label {int(labels[i])}"
+        )
+
+
+def check_finite(batch: HeadBatch, start: int = 0) -> None:
+    """Raise ValueError naming the first sample with a non-finite feature or logit; `start` is the batch's offset."""
+    for what, values in (("features", batch.features), ("logits", batch.logits)):
+        wrong = (~values.isfinite().all(1)).nonzero()
+        if len(wrong):
+            raise ValueError(
+                f"{what} must be finite; sample {start + int(wrong[0])} is the first of {len(wrong)} in its batch that "
+                "are not: check its image, the model's weights, and float16 for overflow, which bfloat16 does not have"
+            )

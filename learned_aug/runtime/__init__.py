@@ -1,0 +1,1 @@
+"""The ground that fits and trainings stand on: data, batches, processes, events and randomness."""

@@ -1,0 +1,229 @@
+"""Batches of the user's data: checked, on the model's device, with the baseline augmentation where it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+__all__ = [
+    "Batches",
+    "Data",
+    "apply_baseline",
+    "as_pair",
+    "check_batch",
+    "check_source",
+    "collate_errors_named",
+    "hold_out",
+]
+
+Data = Dataset[Any] | DataLoader[Any]
+
+# Of samples and batches that are dicts, as Hugging Face's data sets give them.
+IMAGE_KEYS = ("image", "img", "pixel_values")
+LABEL_KEYS = ("label", "labels")
+TO_TENSOR = "v2.ToImage(), v2.ToDtype(torch.float32, scale=True)"
+
+
+class Batches:
+    """Iterates (images, labels) of a data set or loader.
+
+    Args:
+        data: a map-style Dataset of (image, label), image a floating tensor (C, H, W), or a DataLoader that yields such
+            batches, which then keeps its own batch size, order and workers. Dicts are read by their keys: "image",
+            "img" or "pixel_values", and "label" or "labels".
+        name: of the data in errors, "train" or "val".
+        batch_size: for a Dataset.
+        device: where the batches go.
+        dtype: of the images, by default as they come.
+        baseline: applied to each image alone, so that each gets its own draw; None leaves them as they come.
+        shuffle: for a Dataset.
+        generator: of the order.
+
+    Raises:
+        TypeError: if `data` is neither.
+        ValueError: if it is empty.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        name: str,
+        *,
+        batch_size: int,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        baseline: Callable[[Tensor], Tensor] | None = None,
+        shuffle: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.name, self.device, self.dtype, self.baseline = name, device, dtype, baseline
+        check_source(data, name)
+        if isinstance(data, DataLoader):
+            self.loader = data
+        else:
+            # In training a last batch of one image would break batch norm, and weigh as much as a full one.
+            drop_last = shuffle and len(data) >= batch_size  # type: ignore[arg-type]
+            self.loader = DataLoader(data, batch_size, shuffle=shuffle, generator=generator, drop_last=drop_last)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass."""
+        start = 0
+        with collate_errors_named(self.name):
+            for batch in self.loader:
+                images, labels = check_batch(batch, self.name, start)
+                start += len(images)
+                if self.baseline is not None:
+                    images = apply_baseline(self.baseline, images, self.name)
+                yield images.to(self.device, self.dtype), labels.to(self.device, torch.long)
+        if not start:
+            raise ValueError(f"{self.name} must hold at least one sample, got none of its loader; check its sampler")
+
+    def forever(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pass after pass."""
+        while True:
+            yield from self
+
+
+def check_source(data: object, name: str) -> None:
+    """Refuse what is neither a DataLoader nor a map-style Dataset with at least one sample."""
+    if isinstance(data, DataLoader):
+        return
+    if isinstance(data, IterableDataset) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        raise TypeError(
+            f"{name} must be a map-style Dataset or a DataLoader, got {type(data).__name__}; "
+            "wrap an IterableDataset in a DataLoader, tensors in torch.utils.data.TensorDataset"
+        )
+    if not len(data):
+        raise ValueError(f"{name} must hold at least one sample, got an empty {type(data).__name__}")
+
+
+def hold_out(train: Data, share: float, generator: torch.Generator) -> tuple[Subset[Any], Subset[Any]]:
+    """Split `train` into the rest and `share` of it, at random; by class if its labels can be had without its images.
+
+    Raises:
+        TypeError, ValueError: if `train` is no map-style Dataset, or `share` not in (0, 1), or leaves one side empty.
+    """
+    check_source(train, "train")
+    if isinstance(train, DataLoader):
+        raise TypeError(
+            f"train must be a map-style Dataset where val is a share of it, got a {type(train).__name__}; "
+            "pass its data set, or split it yourself"
+        )
+    if not 0 < share < 1:
+        raise ValueError(f"val must be data, or a share of train in (0, 1), got {share}; use 0.1 for a tenth")
+    order = torch.randperm(len(train), generator=generator)  # type: ignore[arg-type]
+    labels = _labels(train)
+    if labels is not None:
+        order = order[labels[order].argsort(stable=True)]  # class after class, each in random order
+    # Spread evenly over that order: each class gives its share.
+    held = torch.diff((torch.arange(len(order) + 1, dtype=torch.float64) * share).floor()) > 0
+    if not held.any() or held.all():
+        raise ValueError(f"val={share} of {len(order)} images must leave at least one on either side; give val itself")
+    return Subset(train, order[~held].tolist()), Subset(train, order[held].tolist())
+
+
+def _labels(data: Any) -> Tensor | None:
+    """Class indices of a map-style Dataset, as torchvision's and torch's own keep them; else None."""
+    if isinstance(data, Subset):
+        inner = _labels(data.dataset)
+        return None if inner is None else inner[torch.as_tensor(data.indices)]
+    values = data.tensors[-1] if isinstance(data, TensorDataset) else getattr(data, "targets", None)
+    if values is None or len(values) != len(data):
+        return None
+    try:
+        labels = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return labels if labels.ndim == 1 and not labels.is_floating_point() else None
+
+
+def as_pair(sample: Any, name: str) -> tuple[Any, Any]:
+    """Image and label of a sample, or of a batch: of a pair, or of a dict by its keys."""
+    if isinstance(sample, Mapping):
+        found = [next((key for key in keys if key in sample), None) for keys in (IMAGE_KEYS, LABEL_KEYS)]
+        if None not in found:
+            return sample[found[0]], sample[found[1]]
+        got = f"a dict of {sorted(map(str, sample))}"
+    elif isinstance(sample, (tuple, list)):
+        if len(sample) == 2:
+            return sample[0], sample[1]
+        got = f"{type(sample).__name__} of {len(sample)}"
+    else:
+        got = type(sample).__name__
+    raise ValueError(
+        f"{name} must yield (images, labels), or dicts with one of {IMAGE_KEYS} and one of {LABEL_KEYS}, got {got}; "
+        "adapt it with a small Dataset wrapper"
+    )
+
+
+@contextmanager
+def collate_errors_named(name: str) -> Iterator[None]:
+    """Say what is wrong with images that torch cannot put into one batch; other errors pass unchanged."""
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:
+        if isinstance(error, RuntimeError) and "equal size" in str(error):
+            raise ValueError(
+                f"images of {name} must have one size within a batch, got several ({error}); "
+                "resize or crop them in the data set's transform"
+            ) from error
+        if isinstance(error, TypeError) and "PIL" in str(error) and "collate" in str(error):
+            raise TypeError(
+                f"images of {name} must be floating tensors, got PIL images; end the data set's transform with "
+                + TO_TENSOR
+            ) from error
+        raise
+
+
+def check_batch(batch: Any, name: str, start: int) -> tuple[Tensor, Tensor]:
+    """Images and labels of a batch whose first sample is the `start`-th."""
+    images, labels = as_pair(batch, name)
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        raise TypeError(
+            f"images of {name} must be floating tensors, got {_kind(images)}; end the data set's transform with "
+            + TO_TENSOR
+        )
+    if images.ndim != 4:
+        raise ValueError(f"images of {name} must be (C, H, W), batches (B, C, H, W), got {tuple(images.shape)}")
+    integers = isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dtype != torch.bool
+    if not integers or labels.ndim != 1:
+        raise ValueError(
+            f"labels of {name} must be integer class indices (B,), got {_kind(labels)}; turn one-hot labels into "
+            "indices with labels.argmax(1)"
+        )
+    if not (finite := images.isfinite().flatten(1).all(1)).all():
+        index = start + int(finite.logical_not().nonzero()[0])
+        raise ValueError(f"images of {name} must be finite, got NaN or infinity first in sample {index}; fix it")
+    return images, labels
+
+
+def apply_baseline(
+    baseline: Callable[[Tensor], Tensor], images: Tensor, name: str, before: Callable[[int], None] = lambda _: None
+) -> Tensor:
+    """`baseline` of each image alone, so that each gets its own draw; `before` gets the image's index first."""
+    drawn = []
+    for k, image in enumerate(images):
+        before(k)
+        drawn.append(baseline(image))
+    shapes = {tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__ for image in drawn}
+    if shapes != {tuple(images.shape[1:])}:
+        raise ValueError(
+            f"baseline must return images like those of {name}, {tuple(images.shape[1:])}, got "
+            f"{sorted(map(str, shapes))}; resize or crop in the data set, and let baseline keep the size"
+        )
+    out = torch.stack(drawn)
+    if not out.is_floating_point() or not out.isfinite().all():
+        raise ValueError(
+            f"baseline must return finite floating images, got {out.dtype} with "
+            f"{int((~out.isfinite()).sum())} NaN or infinite values; apply it alone to find the cause"
+        )
+    return out
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

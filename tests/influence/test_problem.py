@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from learned_aug.runtime.events import Event
+from learned_aug.influence.head import HeadBatch
+from learned_aug.influence.problem import HeadProblem, mean_gradient, refit
+
+from .problems import KINDS, autograd_loss, dense_hessian, random_problem
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 10_000),
+        "kind": st.sampled_from(KINDS),
+        "bias": st.booleans(),
+        "label_smoothing": st.sampled_from([0.0, 0.1]),
+        "weighted": st.booleans(),
+        "weight_decay": st.sampled_from([0.0, 0.03]),
+    }
+)
+
+
+class TestHeadProblem:
+    @settings(max_examples=40, deadline=None)
+    @given(OPTIONS)
+    def test_closed_form_equals_autograd_in_float64(self, options: dict[str, object]) -> None:
+        problem = random_problem(**options)  # type: ignore[arg-type]
+        theta = problem.theta
+        loss = autograd_loss(problem, theta)
+        gradient = torch.func.grad(lambda t: autograd_loss(problem, t))(theta)
+        hessian = dense_hessian(problem)
+        v = torch.randn(2, *theta.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(problem.loss(), loss, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(problem.gradient(), gradient, rtol=1e-10, atol=1e-10)
+        expected = (v.flatten(1) @ hessian).view_as(v)
+        torch.testing.assert_close(problem.hvp(v), expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(problem.hvp(v[0]), expected[0], rtol=1e-10, atol=1e-10)
+        size = theta.shape[1]
+        data = hessian - problem.weight_decay * torch.eye(len(hessian), dtype=torch.float64)
+        torch.testing.assert_close(problem.hessian_block(1, 0), data[size : 2 * size, :size], rtol=1e-10, atol=1e-10)
+        assert problem.mean_eigenvalue == pytest.approx(float(data.trace()) / len(data), rel=1e-8, abs=1e-14)
+
+    def test_gradcheck_of_the_loss_agrees_with_the_gradient(self) -> None:
+        problem = random_problem(0, label_smoothing=0.1, weight_decay=0.01)
+        theta = problem.theta.requires_grad_()
+
+        class ClosedForm(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: torch.autograd.function.FunctionCtx, theta: Tensor) -> Tensor:
+                return problem.with_theta(theta.detach()).loss()
+
+            @staticmethod
+            def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:  # type: ignore[override]
+                return grad * problem.gradient()
+
+        assert torch.autograd.gradcheck(ClosedForm.apply, theta, atol=1e-7)
+
+    def test_blocks_of_rows_do_not_change_the_result(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        problem = random_problem(3, n=500, weighted=True)
+        v = torch.randn_like(problem.theta)
+        whole = problem.hvp(v), problem.gradient(), problem.mean_eigenvalue, problem.hessian_block(0, 1)
+        monkeypatch.setattr(sys.modules[HeadProblem.__module__], "_CPU_BLOCK_BYTES", 1)
+        small = problem.to(torch.float32).to(torch.float64)
+        torch.testing.assert_close(
+            (small.hvp(v), small.gradient(), torch.tensor(small.mean_eigenvalue), small.hessian_block(0, 1)),
+            (whole[0], whole[1], torch.tensor(whole[2]), whole[3]),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+
+    def test_class_shift_is_in_the_null_space_and_gradients_are_orthogonal_to_it(self) -> None:
+        problem = random_problem(5, label_smoothing=0.1, weighted=True)
+        shift = torch.randn(problem.theta.shape[1]).double().expand_as(problem.theta)
+        assert float(problem.hvp(shift).abs().max()) < 1e-14
+        assert float(problem.gradient().sum(0).abs().max()) < 1e-14
+
+    def test_batch_rows_average_over_the_batch(self) -> None:
+        problem = random_problem(2, weighted=True)
+        v = torch.randn_like(problem.theta)
+        halves = [problem.hvp(v, rows) for rows in torch.arange(60).split(30)]
+        torch.testing.assert_close((halves[0] + halves[1]) / 2, problem.hvp(v))
+
+    def test_kronecker_inverse_is_exact_for_one_sample(self) -> None:
+        problem = random_problem(0, n=1, weight_decay=0.1)
+        v = torch.randn_like(problem.theta)
+        torch.testing.assert_close(problem.hvp(problem.kronecker_inverse(0.0)(v)), v)
+
+    def test_half_precision_head_is_computed_in_float32(self) -> None:
+        head = nn.Linear(3, 2).half()
+        batch = HeadBatch(torch.randn(5, 3).half(), torch.randn(5, 2).half(), torch.arange(5) % 2)
+        problem = HeadProblem.from_batch(batch, head)
+        assert problem.gradient().dtype == torch.float32
+        assert mean_gradient(batch).dtype == torch.float32
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            ({"features": torch.zeros(5)}, r"features must be \(N, D\) with N >= 1, got \(5,\); see collect"),
+            ({"weight": torch.zeros(2, 4)}, r"weight must be \(K, 3\), got \(2, 4\); take it from the head"),
+            ({"weight": torch.zeros(2, 3).half()}, "float32 or float64 to compute in, got torch.float16; cast it"),
+            ({"bias": torch.zeros(3)}, r"bias must be \(2,\), got \(3,\); use None"),
+            ({"labels": torch.full((5,), 2)}, r"in 0\.\.1, the head's classes; sample 0 has label 2"),
+            ({"sample_weights": -torch.ones(5)}, r"finite and >= 0, got \(5,\), minimum -1.0; a negative"),
+            ({"label_smoothing": 1.5}, r"label_smoothing must be in \[0, 1\], got 1.5; use that of the training"),
+            ({"weight_decay": -1.0}, "weight_decay must be >= 0 and finite, got -1.0; use that of the training loss"),
+        ],
+    )
+    def test_bad_settings_are_refused(self, change: dict[str, object], reason: str) -> None:
+        good: dict[str, object] = {
+            "features": torch.zeros(5, 3),
+            "labels": torch.zeros(5).long(),
+            "weight": torch.zeros(2, 3),
+            "bias": None,
+        }
+        with pytest.raises(ValueError, match=reason):
+            HeadProblem(**{**good, **change})  # type: ignore[arg-type]
+
+    def test_non_finite_feature_names_the_sample(self) -> None:
+        problem = random_problem(0)
+        problem.features[7, 0] = torch.nan
+        with pytest.raises(ValueError, match="features must be finite; sample 7"):
+            problem.gradient()
+
+    def test_hvp_of_a_wrong_shape_is_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"v must be \(2, 4\) or a stack of such, got \(3, 3\); shape it as theta"):
+            random_problem(0).hvp(torch.zeros(3, 3))
+
+
+class TestMeanGradient:
+    @settings(max_examples=20, deadline=None)
+    @given(st.integers(0, 1000), st.booleans(), st.sampled_from([0.0, 0.2]))
+    def test_equals_autograd(self, seed: int, bias: bool, label_smoothing: float) -> None:
+        problem = random_problem(seed, bias=bias, label_smoothing=label_smoothing)
+        gradient = mean_gradient(problem.batch, bias, label_smoothing)
+        torch.testing.assert_close(gradient, problem.gradient(), rtol=1e-10, atol=1e-12)
+
+    def test_missing_class_warns_what_it_means(self) -> None:
+        batch = HeadBatch(torch.randn(4, 2), torch.randn(4, 9), torch.tensor([0, 1, 2, 1]))
+        with pytest.warns(UserWarning, match=r"6 of the head's 9 classes \(3, 4, 5, 6, 7, ...\).*is not seen"):
+            mean_gradient(batch)
+
+
+class TestRefit:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_reaches_stationarity_on_a_copy(self, kind: str) -> None:
+        problem = random_problem(4, kind, weight_decay=1e-3, label_smoothing=0.05, dtype=torch.float32)
+        before = problem.theta.clone()
+        result = refit(problem)
+        theta = result.problem.theta.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(autograd_loss(result.problem, theta), theta)
+        assert result.converged
+        assert result.gradient_norm == pytest.approx(float(gradient.norm()), abs=1e-12)
+        assert float(gradient.norm()) < 1e-8
+        assert theta.dtype == torch.float64
+        assert torch.equal(problem.theta, before)
+
+    def test_without_weight_decay_and_overlapping_classes(self) -> None:
+        assert refit(random_problem(4, n=300)).converged
+
+    def test_each_step_reports_the_gradient_norm_from_the_head_as_found(self) -> None:
+        problem = random_problem(4, weight_decay=1e-3)
+        events: list[Event] = []
+        result = refit(problem, on_event=events.append)
+        assert [event.step for event in events] == list(range(result.steps + 1))
+        norms = [event.metrics["gradient_norm"] for event in events]
+        assert norms[0] == pytest.approx(float(problem.gradient().norm()))
+        assert norms[-1] == result.gradient_norm < 1e-8
+        events.clear()
+        assert refit(result.problem, on_event=events.append).steps == 0
+        assert len(events) == 1
+
+    def test_too_few_steps_are_reported(self) -> None:
+        result = refit(random_problem(4, weight_decay=1e-4), max_steps=1)
+        assert not result.converged
+        assert result.steps == 1
+
+    def test_rounding_ends_it_unconverged(self) -> None:
+        result = refit(random_problem(4, weight_decay=1e-3), tolerance=1e-30)
+        assert not result.converged
+        assert result.gradient_norm < 1e-10

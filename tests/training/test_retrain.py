@@ -1,0 +1,99 @@
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from learned_aug import Augmenter, AugmenterConfig
+from learned_aug.cli.demo import all_conv
+from learned_aug.fit import DrawChoice, RetrainConfig, evaluate, retrain
+
+
+def fresh():
+    torch.manual_seed(0)
+    return all_conv(width=2)
+
+
+def test_training_learns_the_digits(trained, data):
+    error, loss = evaluate(trained, data["test"])
+    assert error < 0.3
+    assert 0 < loss < 1
+
+
+def test_training_repeats_with_its_generator(data):
+    models = [fresh(), fresh()]
+    for model in models:
+        retrain(model, data["train"], RetrainConfig(steps=5), generator=torch.Generator().manual_seed(1))
+    one, two = (model.state_dict() for model in models)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not models[0].training
+
+
+@pytest.mark.parametrize(("mix", "expected"), [(0.0, None), (0.5, 25), (1.0, 50)])
+def test_mix_is_the_share_of_each_batch_that_is_augmented(data, mix, expected):
+    sizes = []
+
+    def augment(images):
+        sizes.append(len(images))
+        return images
+
+    retrain(fresh(), data["train"], RetrainConfig(steps=2, mix=mix), augment=augment)
+    assert sizes == ([] if expected is None else [expected] * 2)
+
+
+def test_augmented_images_reach_the_model(data):
+    seen = []
+    model = fresh()
+    handle = model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    retrain(model, data["train"], RetrainConfig(steps=1), augment=lambda images: images * 0 + 7)
+    handle.remove()
+    assert ((seen[0] == 7).flatten(1).all(1)).sum() == 25
+
+
+def test_events_report_every_step(data):
+    events = []
+    retrain(fresh(), data["train"], RetrainConfig(steps=3), on_event=events.append)
+    assert [(e.stage, e.step, e.total) for e in events] == [("retrain", k, 3) for k in (1, 2, 3)]
+    assert all(e.metrics["loss"] > 0 for e in events)
+
+
+def test_evaluate_counts_errors_over_uneven_batches():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[-1.0], [1.0]]))
+        model[1].bias.zero_()
+    images = torch.tensor([1.0, 1.0, -1.0, 1.0, -1.0]).view(5, 1, 1, 1)
+    labels = torch.tensor([1, 1, 1, 0, 0])
+    error, loss = evaluate(model, TensorDataset(images, labels), batch_size=2)
+    assert error == pytest.approx(2 / 5)
+    right, wrong = torch.nn.functional.cross_entropy(model(images), labels, reduction="none")[[0, 2]].tolist()
+    assert loss == pytest.approx((3 * right + 2 * wrong) / 5)
+
+
+@pytest.mark.parametrize("steps", range(1, 13))
+def test_any_number_of_steps_trains(steps):
+    rates = []
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    data = TensorDataset(torch.rand(8, 1, 2, 2), torch.arange(8) % 2)
+    retrain(model, data, RetrainConfig(steps=steps), on_event=lambda event: rates.append(event.step))
+    assert rates == list(range(1, steps + 1))
+
+
+def test_evaluating_a_model_in_training_leaves_it_as_it_was(model, data):
+    model.train()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    first = evaluate(model, data["test"])
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert all(m.training for m in model.modules())
+    assert evaluate(model.eval(), data["test"]) == first
+
+
+def test_labels_beyond_the_classes_are_named(model):
+    data = TensorDataset(torch.rand(4, 1, 28, 28), torch.tensor([0, 1, 2, 10]))
+    for call in (lambda: retrain(model, data, RetrainConfig(steps=1)), lambda: evaluate(model, data)):
+        with pytest.raises(ValueError, match=r"0\.\.9.*label 10"):
+            call()
+
+
+def test_choice_for_another_model_is_refused(model, data, few):
+    choice = DrawChoice(Augmenter(AugmenterConfig(channels=1, size=28)), fresh(), *few)
+    with pytest.raises(ValueError, match="another model"):
+        retrain(model, data["train"], RetrainConfig(steps=1), augment=choice)
