@@ -106,7 +106,7 @@ def demo(out: Path, *, seed: int = 0, quick: bool = False, progress: bool = True
                 schedule,
                 baseline=baseline,
                 augment=augment(model),
-                generator=torch.Generator().manual_seed(seed),
+                seed=seed,
                 on_event=(lambda event: bars(dataclasses.replace(event, stage=f"train: {arm}"))) if progress else None,
             )
             errors[arm] = {part: evaluate(model, data[part])[0] for part in ("test", "val")}

@@ -233,7 +233,7 @@ class _Work:
                 bars(dataclasses.replace(event, stage=f"train: {arm}"))
 
             baseline = self.data.baseline
-            retrain(model, data, self.schedule, baseline=baseline, augment=augment, generator=order, on_event=show)
+            retrain(model, data, self.schedule, baseline=baseline, augment=augment, seed=self.args.seed, on_event=show)
         return model
 
     def reader(self, data: Dataset[Any]) -> DataLoader[Any]:

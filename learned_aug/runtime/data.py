@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 __all__ = [
-    "Batches",
     "Data",
     "apply_baseline",
     "as_pair",
@@ -27,66 +26,6 @@ Data = Dataset[Any] | DataLoader[Any]
 IMAGE_KEYS = ("image", "img", "pixel_values")
 LABEL_KEYS = ("label", "labels")
 TO_TENSOR = "v2.ToImage(), v2.ToDtype(torch.float32, scale=True)"
-
-
-class Batches:
-    """Iterates (images, labels) of a data set or loader.
-
-    Args:
-        data: a map-style Dataset of (image, label), image a floating tensor (C, H, W), or a DataLoader that yields such
-            batches, which then keeps its own batch size, order and workers. Dicts are read by their keys: "image",
-            "img" or "pixel_values", and "label" or "labels".
-        name: of the data in errors, "train" or "val".
-        batch_size: for a Dataset.
-        device: where the batches go.
-        dtype: of the images, by default as they come.
-        baseline: applied to each image alone, so that each gets its own draw; None leaves them as they come.
-        shuffle: for a Dataset.
-        generator: of the order.
-
-    Raises:
-        TypeError: if `data` is neither.
-        ValueError: if it is empty.
-    """
-
-    def __init__(
-        self,
-        data: Data,
-        name: str,
-        *,
-        batch_size: int,
-        device: torch.device,
-        dtype: torch.dtype | None = None,
-        baseline: Callable[[Tensor], Tensor] | None = None,
-        shuffle: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        self.name, self.device, self.dtype, self.baseline = name, device, dtype, baseline
-        check_source(data, name)
-        if isinstance(data, DataLoader):
-            self.loader = data
-        else:
-            # In training a last batch of one image would break batch norm, and weigh as much as a full one.
-            drop_last = shuffle and len(data) >= batch_size  # type: ignore[arg-type]
-            self.loader = DataLoader(data, batch_size, shuffle=shuffle, generator=generator, drop_last=drop_last)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass."""
-        start = 0
-        with collate_errors_named(self.name):
-            for batch in self.loader:
-                images, labels = check_batch(batch, self.name, start)
-                start += len(images)
-                if self.baseline is not None:
-                    images = apply_baseline(self.baseline, images, self.name)
-                yield images.to(self.device, self.dtype), labels.to(self.device, torch.long)
-        if not start:
-            raise ValueError(f"{self.name} must hold at least one sample, got none of its loader; check its sampler")
-
-    def forever(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pass after pass."""
-        while True:
-            yield from self
 
 
 def check_source(data: object, name: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.events import Event, OnEvent, ProgressBars
-from learned_aug.runtime.rng import forked, generator
+from learned_aug.runtime.rng import forked
 from learned_aug.training.choice import DrawChoice
 from learned_aug.training.retrain import RetrainConfig, evaluate, retrain
 
@@ -106,10 +106,7 @@ def compare(
                     reseed(seed, "compare")
                     torch.manual_seed(seed)  # of the accelerator as well, where noise and dropout are drawn
                     model = make_model()
-                    order = generator(seed, "compare", "order")
-                    retrain(
-                        model, train, config, augment=augment(model), baseline=baseline, generator=order, on_event=tell
-                    )
+                    retrain(model, train, config, augment=augment(model), baseline=baseline, seed=seed, on_event=tell)
                     error, loss = evaluate(model, val)
                 if not math.isfinite(loss):
                     raise ValueError(

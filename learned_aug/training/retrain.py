@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from learned_aug.influence.head import borrowed, check_labels
 from learned_aug.runtime.checks import check_at_least, check_at_most_one
-from learned_aug.runtime.data import Batches, Data
+from learned_aug.runtime.data import Data
 from learned_aug.runtime.events import Event, OnEvent
+from learned_aug.runtime.stream import Stream
 from learned_aug.training.choice import DrawChoice
 
 __all__ = ["RetrainConfig", "evaluate", "retrain"]
@@ -51,7 +52,7 @@ def retrain(
     *,
     augment: Callable[[Tensor], Tensor] | DrawChoice | None = None,
     baseline: Callable[[Tensor], Tensor] | None = None,
-    generator: torch.Generator | None = None,
+    seed: int = 0,
     on_event: OnEvent | None = None,
 ) -> None:
     """Train `model`, in place, by SGD with Nesterov momentum; the learning rate rises for a tenth and falls to 0.
@@ -63,21 +64,22 @@ def retrain(
         augment: on batches (B, C, H, W), such as an Augmenter; or a :class:`DrawChoice` or :class:`SteeredDraws` for
             this `model`, which also sees the labels; None trains on the baseline alone.
         baseline: on single images (C, H, W), before `augment`.
-        generator: of the order of a Dataset's samples.
+        seed: seed of the order of a Dataset's samples, and of what its transforms and `baseline` draw.
         on_event: gets "retrain" events: loss (nats).
     """
     config = config if config is not None else RetrainConfig()
     if isinstance(augment, DrawChoice) and augment.model is not model:
         raise ValueError("augment must be a DrawChoice for the model in training, got one for another model")
     device = next(model.parameters()).device
-    data = Batches(
+    batches = Stream(
         train,
         "train",
+        "retrain",
+        seed=seed,
         batch_size=config.batch_size,
         device=device,
         baseline=baseline,
         shuffle=True,
-        generator=generator,
     )
     optimizer = torch.optim.SGD(
         model.parameters(),
@@ -90,7 +92,6 @@ def retrain(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / rise, 0.5 + 0.5 * math.cos(math.pi * step / config.steps))
     )
-    batches = data.forever()
     model.train()
     for step in range(config.steps):
         images, labels = next(batches)
@@ -117,7 +118,8 @@ def evaluate(model: nn.Module, data: Data, batch_size: int = 500) -> tuple[float
     """
     wrong, loss, count = 0, 0.0, 0
     with borrowed(model):
-        for images, labels in Batches(data, "data", batch_size=batch_size, device=next(model.parameters()).device):
+        device = next(model.parameters()).device
+        for images, labels in Stream(data, "data", "evaluate", seed=0, batch_size=batch_size, device=device).once():
             logits = model(images)
             check_labels(labels, logits.shape, count)
             wrong += int((logits.argmax(1) != labels).sum())

@@ -14,7 +14,8 @@ from learned_aug.influence.head import HeadTap, collect, find_head
 from learned_aug.influence.problem import Head
 from learned_aug.influence.s_val import InfluenceConfig, solve_s_val
 from learned_aug.influence.scores import influence_up
-from learned_aug.runtime.data import Batches, Data
+from learned_aug.runtime.data import Data
+from learned_aug.runtime.stream import Stream
 
 __all__ = ["Snapshot", "Snapshots"]
 
@@ -64,7 +65,7 @@ class Snapshots:
         self, model: nn.Module, train: Data, val: Data | None, config: InfluenceConfig, head: str | None
     ) -> None:
         self.model, self.config, self.head = model, config, head
-        read = partial(Batches, batch_size=256, device=find_head(model, head).weight.device)
+        read = partial(Stream, use="snapshot", seed=0, batch_size=256, device=find_head(model, head).weight.device)
         self.train, self.val = read(train, "train"), None if val is None else read(val, "val")
         self.normed = read(_shuffled(train), "train")
 
@@ -82,7 +83,7 @@ class Snapshots:
         tap = HeadTap(model, find_head(model, self.head)).__enter__()
         if self.val is None:
             return Snapshot(tap, self.config.label_smoothing)
-        train, val = (collect(tap, data) for data in (self.train, self.val))
+        train, val = (collect(tap, data.once()) for data in (self.train, self.val))
         head, solution = solve_s_val(train, val, tap.head, self.config)
         return Snapshot(tap, self.config.label_smoothing, head, solution.value)
 
@@ -100,7 +101,7 @@ class Snapshots:
             norm.reset_running_stats()
             norm.train()
         seen = 0
-        for images, _ in self.normed:
+        for images, _ in self.normed.once():
             if len(images) > 1:  # one image has no variance
                 seen += len(images)
                 for norm in norms:
