@@ -14,16 +14,15 @@ from learned_aug import (
     AugmenterConfig,
     LearnedAugment,
     WeightsError,
-    hub,
     list_pretrained,
-    registry,
-    weights,
 )
-from learned_aug.weights.registry import HubRepo, Pretrained, resolve
+from learned_aug.weights import files as weights
+from learned_aug.weights import hub, registry
 from learned_aug.weights.files import CONFIG_NAME, WEIGHTS_NAME
+from learned_aug.weights.registry import HubRepo, Pretrained, resolve
 
 CONFIG = AugmenterConfig(channels=1, size=8, tau_dim=8, width=4)
-ROOT = Path(registry.__file__).parents[1]
+ROOT = Path(registry.__file__).parents[2]
 
 
 def entry(files, **changes):
@@ -32,7 +31,7 @@ def entry(files, **changes):
         "data": "MNIST",
         "classifier": "four convolutions",
         "bytes": sum(map(len, files.values())),
-        "licence": "Apache-2.0",
+        "license": "Apache-2.0",
         "error": "2.5 +- 0.2 %, control 2.6 +- 0.1 %, n = 5",
         "repo_id": "org/digits-cnn",
         "revision": "a" * 40,
