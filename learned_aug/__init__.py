@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from learned_aug.augmenter import Augmenter
-    from learned_aug.fit import DropoutConfig, FitConfig, FitResult, LinearConfig, PretrainConfig, fit
+    from learned_aug.fit import DropoutConfig, FitConfig, FitResult, LinearConfig, PretrainConfig, fit, prior
     from learned_aug.fit.checkpoint import CheckpointError
     from learned_aug.influence import ConvergenceError, InfluenceConfig
     from learned_aug.nets import AugmenterConfig
@@ -41,13 +41,23 @@ __all__ = [
     "evaluate",
     "fit",
     "list_pretrained",
+    "prior",
     "retrain",
 ]
 
 # Names are imported when they are first used, so that `learned-aug --help` need not wait for torchvision.
 _HOMES = {
     "augmenter": ["Augmenter"],
-    "fit": ["DropoutConfig", "FitConfig", "FitResult", "LinearConfig", "PretrainConfig", "CheckpointError", "fit"],
+    "fit": [
+        "DropoutConfig",
+        "FitConfig",
+        "FitResult",
+        "LinearConfig",
+        "PretrainConfig",
+        "CheckpointError",
+        "fit",
+        "prior",
+    ],
     "influence": ["ConvergenceError", "InfluenceConfig"],
     "nets": ["AugmenterConfig"],
     "training": ["Comparison", "DrawChoice", "RetrainConfig", "SteeredDraws", "compare", "evaluate", "retrain"],

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "affine_flow",
     "flow_field",
     "recolor",
-    "recolor_into",
     "resize_field",
     "sampling_grid",
     "smooth",
@@ -35,7 +35,7 @@ __all__ = [
 T = TypeVar("T")
 
 
-def _constant(make: Callable[..., T]) -> Callable[..., T]:
+def constant(make: Callable[..., T]) -> Callable[..., T]:
     """Keep the last few results; but while compiling, make them part of the graph."""
 
     @functools.lru_cache(maxsize=32)
@@ -49,7 +49,7 @@ def _constant(make: Callable[..., T]) -> Callable[..., T]:
     return get
 
 
-@_constant
+@constant
 def _positions(
     h: int, w: int, height: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,7 @@ def _positions(
     return i[:, None], j
 
 
-@_constant
+@constant
 def _interpolation(
     h: int, w: int, height: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,7 @@ def _interpolation(
     return matrix(h, height).T, matrix(w, width)
 
 
-@_constant
+@constant
 def _identity_grid(
     h: int, w: int, height: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -111,6 +111,28 @@ def flow_field(warp_weight: Tensor, warp_bias: Tensor, size: tuple[int, int] | N
     return torch.addcmul(torch.addcmul(warp_bias, of_i, i), of_j, j).flip(1)
 
 
+def affine_flow(generator: Tensor, points: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Displacement of one affine map of the whole image about its center: (exp(A) - I) (q - c) + b.
+
+    The exponential makes a rotation of an antisymmetric A, and a zoom of its trace, at any strength; it is taken to the
+    fourth order.
+
+    Args:
+        generator: (B, 6): A as row-major 2x2 in (i, j), dimensionless, and b, (i, j), pixels; 0 is the identity.
+        points: (h, w), at which the flow is wanted; two along each side determine it.
+        size: (H, W) of the image over which they are spread, first and last on the border pixels.
+
+    Returns:
+        Flow (B, 2, h, w), (x, y), pixels, in float32 at least.
+    """
+    generator = at_least_float32(generator)
+    a = generator[:, :4].view(-1, 2, 2)
+    square = a @ a
+    map = a + square / 2 + (square @ a) / 6 + (square @ square) / 24
+    weight, bias = map.reshape(-1, 4, 1, 1), generator[:, 4:, None, None]
+    return flow_field(weight, bias.expand(-1, -1, *points), size)
+
+
 def smooth(field: Tensor, window: int = 4) -> Tensor:
     """Average pooling with stride 1 that keeps the size; the paper's 4x4 pooling of the spatial field.
 
@@ -143,8 +165,8 @@ def resize_field(field: Tensor, size: tuple[int, int]) -> Tensor:
         (..., H, W) in float32 at least, under autocast too.
     """
     field = at_least_float32(field)
-    if field.shape[-2:] == size:
-        return field
+    if field.shape[-2:] in (size, (1, 1)):
+        return field.expand(*field.shape[:-2], *size)
     if torch.is_autocast_enabled(field.device.type):
         with torch.autocast(field.device.type, enabled=False):
             return resize_field(field, size)
@@ -196,45 +218,32 @@ def warp(images: Tensor, flow: Tensor) -> Tensor:
     return out.to(images.dtype)
 
 
-def recolor(images: Tensor, color_weight: Tensor, color_bias: Tensor) -> Tensor:
-    """Add a per-pixel color filter: x + delta x with delta x = c_w x + c_b; zero fields give x.
+def recolor(images: Tensor, color: Tensor) -> Tensor:
+    """Add a color filter: x + delta x with delta x = c_w x + c_b; zero fields give x.
 
     Args:
-        images: (B, 3, H, W).
-        color_weight: c_w, (B, 9, H, W), row-major 3x3 (output channel, input channel).
-        color_bias: c_b, (B, 3, H, W), in the units of `images`.
+        images: (B, C, H, W).
+        color: of three channels (B, 12, h, w), c_w as row-major 3x3 (output channel, input channel) and c_b in the
+            units of `images`; else (B, 2 C, h, w), a gain and an offset for each channel. Interpolated to the image;
+            h = w = 1 is one filter for all of it.
 
     Returns:
-        (B, 3, H, W) in the dtype of `images`; not clamped, since the range of normalized images is the caller's.
+        (B, C, H, W) in the dtype of `images`; not clamped.
     """
-    out = images + color_bias
-    # Three fused multiply-adds instead of a (B, 3, 3, H, W) product.
-    for k in range(3):
-        out = torch.addcmul(out, color_weight[:, k::3], images[:, k : k + 1])
+    channels = images.shape[1]
+    full = color.shape[1] == channels * channels + channels and channels > 1
+    if color.shape[-2:] == (1, 1) and full:
+        matrix = color[:, :-channels, 0, 0].unflatten(1, (channels, channels))
+        matrix = matrix + torch.eye(channels, dtype=color.dtype, device=color.device)
+        return torch.baddbmm(color[:, -channels:, 0], matrix, images.flatten(2).to(color.dtype)).view_as(images)
+    color = resize_field(color, (images.shape[-2], images.shape[-1]))
+    if not full:
+        return torch.addcmul(images, color[:, :channels], images) + color[:, channels:]
+    out = images + color[:, -channels:]
+    # Fused multiply-adds instead of a (B, 3, 3, H, W) product.
+    for k in range(channels):
+        out = torch.addcmul(out, color[:, k : channels * channels : channels], images[:, k : k + 1])
     return out.to(images.dtype)
-
-
-def recolor_into(out: Tensor, images: Tensor, color: Tensor, scratch: Tensor) -> None:
-    """:func:`recolor` with coarse fields, in given memory and without autograd: three channels of the filter at a time.
-
-    Args:
-        out: (B, 3, H, W), written.
-        images: (B, 3, H, W), of the same dtype, like all here.
-        color: (B, 12, h, w), c_w and c_b.
-        scratch: (B, 3, H, W), overwritten if the fields are coarser than the images.
-    """
-    color, size = color.to(images.dtype), images.shape[-2:]
-    dense = color.shape[-2:] == size
-    if not dense:
-        rows, columns = _interpolation(*color.shape[-2:], *size, images.dtype, images.device)
-        color = color @ columns
-
-    def filled(field: Tensor) -> Tensor:
-        return field if dense else torch.matmul(rows, field, out=scratch)
-
-    torch.add(images, filled(color[:, 9:]), out=out)
-    for k in range(3):
-        out.addcmul_(filled(color[:, k:9:3]), images[:, k : k + 1])
 
 
 def warp_mask(masks: Tensor, flow: Tensor) -> Tensor:

@@ -255,7 +255,7 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         config = self.augmenter.config
         if config.normalizes:
             batch = batch * _column(config.std, batch) + _column(config.mean, batch)
-        return batch.clamp_(0, 1) if config.recolors else batch
+        return batch
 
     def extra_repr(self) -> str:
         """One line; the networks are not shown."""

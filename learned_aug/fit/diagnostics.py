@@ -66,8 +66,8 @@ def effective_rank(flow: Tensor) -> float:
 
     1 for copies of one warp at different strengths, at most B - 1.
     """
-    centerd = (flow - flow.mean(0)).flatten(1)
-    variance = torch.linalg.svdvals(centerd.double()).square()
+    centered = (flow - flow.mean(0)).flatten(1)
+    variance = torch.linalg.svdvals(centered.double()).square()
     share = variance / variance.sum().clamp_min(1e-300)
     return float(torch.special.entr(share).sum().exp())
 

@@ -288,8 +288,17 @@ class HeadProblem:
             UserWarning: if a class of the head has no sample in `val`.
         """
         warn_of_missing_classes(val.labels, len(self.weight), self.sharded)
+        return self.gradient_on(val)
+
+    def gradient_on(self, batch: HeadBatch) -> Tensor:
+        """Return :meth:`validation_gradient` without its warning, as for a part of a validation set."""
         plain = replace(
-            self, features=val.features, labels=val.labels, sample_weights=None, label_smoothing=0.0, weight_decay=0.0
+            self,
+            features=batch.features,
+            labels=batch.labels,
+            sample_weights=None,
+            label_smoothing=0.0,
+            weight_decay=0.0,
         )
         return plain.gradient()
 

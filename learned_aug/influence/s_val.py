@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -58,6 +59,7 @@ def solve_s_val(
     layer: nn.Linear,
     config: InfluenceConfig,
     *,
+    also: Sequence[HeadBatch] = (),
     sharded: bool = False,
     on_event: OnEvent | None = None,
 ) -> tuple[Head, Solution]:
@@ -68,11 +70,12 @@ def solve_s_val(
         val: features and labels of all hyper-validation images; the logits are not used.
         layer: the head as found; not changed.
         config: settings.
+        also: further validation sets, solved for in the same passes over the features.
         sharded: whether `train` and `val` are one process's parts; all processes get the same result.
         on_event: gets the events of :func:`refit`.
 
     Returns:
-        The head at which influences are to be read, and s_val.
+        The head at which influences are to be read, and s_val: (K, D + 1), or a stack (1 + len(also), K, D + 1).
 
     Raises:
         ConvergenceError: if the solver's tolerance is not reached.
@@ -92,9 +95,11 @@ def solve_s_val(
                 stacklevel=3,
             )
     gradient = problem.validation_gradient(val)
+    if also:
+        gradient = torch.stack([gradient, *(problem.gradient_on(part) for part in also)])
     solution = solve(problem, gradient, relative_damping(problem, config.damping), config.solver)
     if not config.refit_head:
-        check_stationary(problem, solution.value)
+        check_stationary(problem, solution.value[0] if also else solution.value)
     return problem.head, solution
 
 
