@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.fit.config import FitConfig
@@ -20,22 +21,23 @@ from learned_aug.fit.linear import Maximizing
 from learned_aug.fit.pretrain import PretrainConfig, Pretraining
 from learned_aug.fit.prior import prior
 from learned_aug.fit.stage import Stage
-from learned_aug.influence.head import HeadTap, collect
+from learned_aug.influence.head import HeadTap, check_differentiable, collect
 from learned_aug.influence.problem import Head
 from learned_aug.influence.s_val import predicted_influence, solve_s_val
 from learned_aug.influence.scores import predicted_val_drop
 from learned_aug.influence.system import Solution
 from learned_aug.nets import AugmenterConfig
-from learned_aug.runtime.data import Data
+from learned_aug.runtime.data import Data, as_pair
 from learned_aug.runtime.distributed import broadcast_, rank, span, world_size
 from learned_aug.runtime.events import Event, OnEvent
-from learned_aug.runtime.rng import generator
+from learned_aug.runtime.rng import forked, generator
 from learned_aug.runtime.stream import Stream
 
 __all__ = ["Influence", "Setting", "Tap"]
 
 # Gradients of the validation and the test loss agree badly below: cosine .89 with 5,000 images of MNIST, .36 with 120.
 SMALL_VAL = 1000
+IN_FLIGHT = 2**24  # values of the images of one batch, at most, in passes that only read: 64 MiB
 PROBE = 512  # training images on which the diagnostics are measured
 
 
@@ -93,12 +95,13 @@ class Setting:
         self, name: str, use: str, batch_size: int, *, augmented: bool = True, shuffle: bool = True, shared: bool = True
     ) -> Stream:
         """Batches of `train` or `val`; `use` tells its draws from those of other streams."""
+        data = self.train if name == "train" else self.val
         return Stream(
-            self.train if name == "train" else self.val,
+            data,
             name,
             use,
             seed=self.config.seed,
-            batch_size=batch_size,
+            batch_size=batch_size if shuffle else bounded(data, name, batch_size),
             device=self.tap.head.weight.device,
             dtype=self.tap.head.weight.dtype,
             baseline=self.baseline if augmented else None,
@@ -139,13 +142,18 @@ class Setting:
         notify(Event("ihvp", 1, 1, {"residual": solution.residual, "steps": float(solution.steps)}))
         return Influence(head, solution, judges).tree()
 
-    def probe(self) -> list[tuple[Tensor, Tensor]]:
-        """The same training images for all that is measured."""
-        return list(_first(self.stream("train", "probe", 128, shuffle=False, shared=False).once(), PROBE))
+    def probe(self, count: int = PROBE) -> Iterator[tuple[Tensor, Tensor]]:
+        """Read the same training images for all that is measured, batch by batch."""
+        return _first(self.stream("train", "probe", 128, shuffle=False, shared=False).once(), count)
+
+    def check(self) -> None:
+        """Refuse, before any work, what the first images show to be impossible."""
+        images, _ = next(self.probe(1))
+        check_differentiable(self.tap, images)
 
     def start(self, given: Augmenter | AugmenterConfig | None) -> dict[str, Any]:
         """Configuration and weights of the start: the given networks, or random ones, calibrated."""
-        images = torch.cat([images for images, _ in self.probe()])
+        images = torch.cat([images for images, _ in self.probe(128)])
         if isinstance(given, Augmenter):
             network = copy.deepcopy(given).to(images.device)
             network.draw(images[:1])  # raises for images that it cannot take
@@ -183,7 +191,7 @@ class Setting:
             predicted to lower the validation loss than the first.
         """
         s_vals = influence.judges if len(influence.judges) else influence.solution.value[None]
-        probe, drops, figures = self.probe(), {}, {}
+        drops, figures = {}, {}
         for name, network in stages.items():
             parts: list[Tensor] = []
 
@@ -193,7 +201,7 @@ class Setting:
                 return parts[-1].mean(0)
 
             draws = generator(self.config.seed, "diagnostics")
-            figures[name] = measure(network, self.tap, probe, val_drop=val_drop, generator=draws)
+            figures[name] = measure(network, self.tap, self.probe(), val_drop=val_drop, generator=draws)
             drops[name] = torch.cat(parts, 1)
             figures[name]["margin"] = estimate(drops[name]).margin
         first, *_, last = drops.values()
@@ -206,6 +214,16 @@ class Setting:
             name: dict(zip(part, row, strict=True)) for (name, part), row in zip(figures.items(), rows, strict=True)
         }
         return {"diagnostics": named, "gain": Estimate(*values[-2:].tolist())}
+
+
+def bounded(data: Data, name: str, batch_size: int) -> int:
+    """Return a batch size for passes that only read, so that no more than ``IN_FLIGHT`` values are held at once."""
+    if isinstance(data, DataLoader):
+        return batch_size
+    with forked():
+        image, _ = as_pair(data[0], name)  # type: ignore[index]
+    values = image.numel() if isinstance(image, Tensor) else 1
+    return min(batch_size, max(2 * world_size(), IN_FLIGHT // max(1, values)))
 
 
 def _reported(stream: Stream, notify: OnEvent) -> Iterator[tuple[Tensor, Tensor]]:

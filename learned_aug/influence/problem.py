@@ -30,7 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learned_aug.influence.head import HeadBatch, check_finite, check_labels
+from learned_aug.influence.head import HeadBatch, check_finite
+from learned_aug.runtime.checks import check_class_range, check_labels
 from learned_aug.runtime.distributed import all_sum_, broadcast_, span
 
 __all__ = ["Basis", "Head", "HeadProblem", "residuals", "targets", "warn_of_missing_classes"]
@@ -126,7 +127,7 @@ class HeadProblem:
             raise ValueError(f"weight must be float32 or float64 to compute in, got {self.weight.dtype}; cast it")
         if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
             raise ValueError(f"bias must be ({len(self.weight)},), got {tuple(self.bias.shape)}; use None for none")
-        check_labels(self.labels, torch.Size([n, len(self.weight)]))
+        check_class_range(check_labels(self.labels, n), len(self.weight))
         w = self.sample_weights
         if w is not None and (w.shape != (n,) or not bool(((w >= 0) & w.isfinite()).all())):
             raise ValueError(

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
+from learned_aug.runtime.checks import check_labels
+
 __all__ = [
     "Data",
     "apply_baseline",
@@ -129,12 +131,7 @@ def check_batch(batch: Any, name: str, start: int) -> tuple[Tensor, Tensor]:
         )
     if images.ndim != 4:
         raise ValueError(f"images of {name} must be (C, H, W), batches (B, C, H, W), got {tuple(images.shape)}")
-    integers = isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dtype != torch.bool
-    if not integers or labels.ndim != 1:
-        raise ValueError(
-            f"labels of {name} must be integer class indices (B,), got {_kind(labels)}; turn one-hot labels into "
-            "indices with labels.argmax(1)"
-        )
+    labels = check_labels(labels, images.shape[0], f"labels of {name}")
     if not (finite := images.isfinite().flatten(1).all(1)).all():
         index = start + int(finite.logical_not().nonzero()[0])
         raise ValueError(f"images of {name} must be finite, got NaN or infinity first in sample {index}; fix it")

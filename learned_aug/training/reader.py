@@ -97,7 +97,7 @@ class Reader:
         """
         with self._evaluating():
             if self.by == "loss":
-                output = first_tensor(self.model(images))
+                output = first_tensor(self.model(images.clone()))  # which a model may write to
                 losses = self._losses(output, labels)
                 return losses, losses.detach().neg().exp().clamp(max=1)
             with self.tap:
