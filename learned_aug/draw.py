@@ -12,7 +12,7 @@ from learned_aug.functional import at_least_float32, recolor, resize_field, warp
 __all__ = ["Augmented", "Draw", "Trace"]
 
 SMALL = 2**14  # pixels of a batch below which the overhead of calls counts more than memory
-CHUNK = 2**17  # pixels of a batch that are augmented at once on the CPU: more leaves the cache, less costs calls
+CHUNK = 2**16  # pixels of a batch that are augmented at once on the CPU: more leaves the cache, less costs calls
 
 
 class Augmented(NamedTuple):
@@ -56,20 +56,28 @@ class Draw(NamedTuple):
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (images, *fields)):
             return self._apply(images)
         chunk = max(torch.get_num_threads(), CHUNK // (self.size[0] * self.size[1]))
-        bounds = None if self.coarse_color is None else self.bounds(images)
+        color = None if self.coarse_color is None else at_least_float32(self.coarse_color)
+        whole = color is not None and color.shape[-2:] == (1, 1)
+        bounds = None if color is None else self.bounds(images)
         # Memory is taken once: on a CPU fresh pages, one fault each, cost more than the arithmetic on them.
         out = torch.empty(images.shape, dtype=torch.promote_types(images.dtype, torch.float32))
         scratch = torch.empty_like(out[:chunk])
-        for k in range(0, len(images), chunk):
-            part = self._replace(coarse_flow=self.coarse_flow[k : k + chunk])
-            # A copy lies in the cache, where sampling along a flow takes a third of the time.
-            values = scratch[: part.batch].copy_(images[k : k + chunk])
-            warped = part.warp(values)
-            if self.coarse_color is None or bounds is None:
-                out[k : k + chunk] = warped
+        for k in range(0, images.shape[0], chunk):
+            part = images[k : k + chunk]
+            # Images that lie in the cache are sampled along a flow in a third of the time. One filter for the whole
+            # image may come before the warp, whose weights sum to 1, and be the copy.
+            values = scratch[: part.shape[0]]
+            if color is not None and whole:
+                recolor(part.to(out.dtype), color[k : k + chunk], out=values)
             else:
-                color = self.coarse_color[k : k + chunk].to(warped.dtype)
-                torch.clamp(recolor(warped, color), *bounds, out=out[k : k + chunk])
+                values.copy_(part)
+            values = warp(values, self.coarse_flow[k : k + chunk])
+            if color is not None and not whole:
+                values = recolor(values, color[k : k + chunk])
+            if bounds is None:
+                out[k : k + chunk] = values
+            else:
+                torch.clamp(values, *bounds, out=out[k : k + chunk])
         return out.to(images.dtype)
 
     def _apply(self, images: Tensor) -> Tensor:

@@ -218,7 +218,7 @@ def warp(images: Tensor, flow: Tensor) -> Tensor:
     return out.to(images.dtype)
 
 
-def recolor(images: Tensor, color: Tensor) -> Tensor:
+def recolor(images: Tensor, color: Tensor, out: Tensor | None = None) -> Tensor:
     """Add a color filter: x + delta x with delta x = c_w x + c_b; zero fields give x.
 
     Args:
@@ -226,24 +226,29 @@ def recolor(images: Tensor, color: Tensor) -> Tensor:
         color: of three channels (B, 12, h, w), c_w as row-major 3x3 (output channel, input channel) and c_b in the
             units of `images`; else (B, 2 C, h, w), a gain and an offset for each channel. Interpolated to the image;
             h = w = 1 is one filter for all of it.
+        out: memory for the result, contiguous, where autograd is not wanted.
 
     Returns:
         (B, C, H, W) in the dtype of `images`; not clamped.
     """
     channels = images.shape[1]
-    full = color.shape[1] == channels * channels + channels and channels > 1
-    if color.shape[-2:] == (1, 1) and full:
+    full = channels > 1 and color.shape[1] == channels * channels + channels
+    if full and color.shape[-2:] == (1, 1):
         matrix = color[:, :-channels, 0, 0].unflatten(1, (channels, channels))
         matrix = matrix + torch.eye(channels, dtype=color.dtype, device=color.device)
-        return torch.baddbmm(color[:, -channels:, 0], matrix, images.flatten(2).to(color.dtype)).view_as(images)
+        pixels = images.flatten(2).to(color.dtype)
+        flat = None if out is None else out.view_as(pixels)
+        return torch.baddbmm(color[:, -channels:, 0], matrix, pixels, out=flat).view_as(images).to(images.dtype)
     color = resize_field(color, (images.shape[-2], images.shape[-1]))
-    if not full:
-        return torch.addcmul(images, color[:, :channels], images) + color[:, channels:]
-    out = images + color[:, -channels:]
-    # Fused multiply-adds instead of a (B, 3, 3, H, W) product.
-    for k in range(channels):
-        out = torch.addcmul(out, color[:, k : channels * channels : channels], images[:, k : k + 1])
-    return out.to(images.dtype)
+    result = images + color[:, -channels:]
+    if full:
+        # Fused multiply-adds instead of a (B, 3, 3, H, W) product.
+        for k in range(channels):
+            result = torch.addcmul(result, color[:, k : channels * channels : channels], images[:, k : k + 1])
+    else:
+        result = torch.addcmul(result, color[:, :channels], images)
+    result = result.to(images.dtype)
+    return result if out is None else out.copy_(result)
 
 
 def warp_mask(masks: Tensor, flow: Tensor) -> Tensor:

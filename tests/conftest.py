@@ -8,8 +8,11 @@ from torch import nn
 from torch.utils.data import Subset
 from torchvision.transforms import v2
 
-from learned_aug.cli.demo import all_conv, digits
-from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig, RetrainConfig, retrain
+from learned_aug.digits import all_conv, digits
+from learned_aug.fit.config import FitConfig
+from learned_aug.fit.dropout import DropoutConfig
+from learned_aug.fit.pretrain import PretrainConfig
+from learned_aug.training.retrain import RetrainConfig, retrain
 
 # Small tensors: a second thread costs more than it brings, and several test processes would fight for the cores.
 torch.set_num_threads(1)
@@ -36,7 +39,7 @@ def trained(data, crop):
     """A small classifier, trained for some seconds."""
     torch.manual_seed(0)
     model = all_conv(width=4)
-    retrain(model, data["train"], RetrainConfig(steps=150), baseline=crop, generator=torch.Generator().manual_seed(0))
+    retrain(model, data["train"], RetrainConfig(steps=150), baseline=crop, seed=0)
     return model
 
 
@@ -55,4 +58,4 @@ def few(data):
 @pytest.fixture
 def tiny():
     """Settings for a fit of about a second."""
-    return FitConfig(pretrain=PretrainConfig(steps=3, batch_size=16), maximize=MaximizeConfig(steps=3, batch_size=32))
+    return FitConfig(pretrain=PretrainConfig(steps=3, batch_size=16), maximize=DropoutConfig(steps=3, batch_size=32))

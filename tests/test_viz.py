@@ -7,7 +7,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
 from learned_aug import Augmenter, AugmenterConfig
-from learned_aug.fit import Event
+from learned_aug.runtime.events import Event
 from learned_aug.viz import (
     GAP,
     LABEL_WIDTH,
@@ -23,7 +23,7 @@ from learned_aug.viz import (
 
 def calibrated(images, **config):
     config = AugmenterConfig(channels=images.shape[1], size=images.shape[2], **config)
-    return Augmenter(config, generator=torch.Generator().manual_seed(0)).calibrate_(images, pixels=2)
+    return Augmenter(config, generator=torch.Generator().manual_seed(0)).calibrate_(images, warp=0.0625)
 
 
 def random_images(*shape):
@@ -77,7 +77,7 @@ def test_traversal_begins_and_ends_with_its_draws():
         assert (cell(picture, 2, column) - warped.clamp(0, 1)).abs().max() < 1.01 / 255
         assert (cell(picture, 4, column) - final.clamp(0, 1)).abs().max() < 1.01 / 255
     assert not torch.equal(cell(picture, 4, 0), cell(picture, 4, 3))
-    # The appearance field is scaled to its largest value, and grey is none.
+    # The appearance field is scaled to its largest value, and gray is none.
     fields = torch.stack([cell(picture, 3, k) for k in range(4)])
     assert (fields - 0.5).abs().max() == pytest.approx(0.5, abs=1.01 / 255)
 

@@ -7,11 +7,13 @@ import PIL.Image
 import pytest
 import torch
 
-from learned_aug import LearnedAugment, cli, demo
+from learned_aug import LearnedAugment
+from learned_aug.cli.main import main
+from learned_aug.digits import digits
 
 
 def test_sample_is_balanced_real_and_disjoint():
-    data = demo.digits()
+    data = digits()
     for part, count in (("train", 600), ("val", 2000), ("test", 2000)):
         images, labels = data[part].tensors
         assert images.shape == (count, 1, 28, 28)
@@ -25,7 +27,7 @@ def test_sample_is_balanced_real_and_disjoint():
 @pytest.mark.slow
 def test_quick_demo_writes_weights_picture_and_the_figures_that_it_prints(tmp_path, capsys):
     out = tmp_path / "out"
-    assert cli.main(["demo", "--quick", "--seed", "3", "--out", str(out)]) == 0
+    assert main(["demo", "--quick", "--seed", "3", "--out", str(out)]) == 0
     printed = capsys.readouterr()
     results = json.loads((out / "results.json").read_text())
     assert results["seed"] == 3
@@ -42,14 +44,14 @@ def test_quick_demo_writes_weights_picture_and_the_figures_that_it_prints(tmp_pa
     assert "100/100" in printed.err  # the bars
     with PIL.Image.open(out / "digits.png") as picture:
         assert picture.size == (10 * 66 + 2, 8 * 66 + 2)
-    image = demo.digits()["test"][0][0]
+    image = digits()["test"][0][0]
     augment = LearnedAugment.from_pretrained(out / "augmenter")
     assert not torch.equal(augment(image), augment(image))
 
 
 def test_folder_that_cannot_be_written_is_found_before_training(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert cli.main(["demo", "--out", str(tmp_path / "file" / "out")]) == 1
+    assert main(["demo", "--out", str(tmp_path / "file" / "out")]) == 1
     error = capsys.readouterr().err
     assert "cannot write" in error
     assert "--out" in error

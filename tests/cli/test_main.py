@@ -11,10 +11,12 @@ import safetensors.torch
 import torch
 from huggingface_hub import close_session, constants
 
-from learned_aug import Augmenter, AugmenterConfig, CardFacts, LearnedAugment, cli, folder, registry
-from learned_aug.cli.demo import digits
-from learned_aug.fit import evaluate
-from learned_aug.cli.folder import build_model, load_checkpoint, open_folders
+from learned_aug import Augmenter, AugmenterConfig, CardFacts, LearnedAugment, list_pretrained
+from learned_aug.cli import list as listing
+from learned_aug.cli.folder import IMAGENET, build_model, load_checkpoint, open_folders
+from learned_aug.cli.main import main
+from learned_aug.digits import digits
+from learned_aug.training.retrain import evaluate
 from tests.weights.fake_hub import Hub
 
 MODEL = "timm:test_resnet"
@@ -33,8 +35,8 @@ def images(tmp_path_factory):
     return root
 
 
-SHORT = ["--size", "28", "--grey", "--baseline", "crop", "--pretrain-steps", "2", "--steps", "2", "--batch-size", "32"]
-SHORT += ["--pixels", "1.5"]
+SHORT = ["--size", "28", "--gray", "--baseline", "crop", "--pretrain-steps", "2", "--steps", "2", "--batch-size", "32"]
+SHORT += ["--warp", "0.05"]
 
 
 # Python 3.12 and later warn of every fork beside threads; torch's loader forks by default.
@@ -46,13 +48,13 @@ def fitted(images, tmp_path_factory):
     """What a short fit leaves, with a classifier trained before and others compared after."""
     out = tmp_path_factory.mktemp("out") / "run"
     arguments = ["fit", "--model", MODEL, "--train-steps", "60", "--data", str(images), "--out", str(out), *SHORT]
-    assert cli.main(arguments) == 0
+    assert main(arguments) == 0
     return out
 
 
 def failing(capsys, *arguments):
-    """The one line of an error that the user can mend."""
-    assert cli.main([str(a) for a in arguments]) == 1
+    """The one line of an error that the user can fix."""
+    assert main([str(a) for a in arguments]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = [line for line in captured.err.splitlines() if not line.startswith("learned-aug: warning")]
@@ -83,7 +85,7 @@ def test_fit_states_its_figures_and_the_card_repeats_them(fitted):
     assert figures["images"] == COUNTS
     assert figures["classes"][3] == "digit 3"
     assert figures["settings"]["maximize.steps"] == 2
-    assert figures["diagnostics"]["untrained"]["spread_px"] == pytest.approx(1.5 * 28 / 32, rel=0.1)  # as asked
+    assert figures["diagnostics"]["untrained"]["warp"] == pytest.approx(0.05, rel=0.1)  # as asked
     assert figures["versions"]["torch"] == version("torch")
     assert set(figures["diagnostics"]) == {"untrained", "pretrained", "fitted"}
     assert figures["s_val"]["converged"]
@@ -94,7 +96,8 @@ def test_fit_states_its_figures_and_the_card_repeats_them(fitted):
     assert "fitted" in next(iter(figures["test_error"]))
     assert f"{figures['val_error']:.2%} error" in card
     assert all(f"({name}.png)" in card for name in ("diversity", "traversal", "corrected"))
-    assert f"| fitted | {figures['diagnostics']['fitted']['flow_px']:.3g} |" in card
+    row = " | ".join(f"{value:.3g}" for value in figures["diagnostics"]["fitted"].values())
+    assert f"| fitted | {row} |" in card
 
 
 @FORKS
@@ -105,7 +108,7 @@ def test_fit_takes_the_checkpoint_that_it_wrote_and_resumes(fitted, images, tmp_
     arguments += ["--workers", "1"]
     results = []
     for name in ("one", "two"):
-        assert cli.main([*arguments, "--out", str(tmp_path / name)]) == 0
+        assert main([*arguments, "--out", str(tmp_path / name)]) == 0
         results.append((tmp_path / name / "augmenter" / "model.safetensors").read_bytes())
     assert results[0] == results[1]  # the second was read back
     assert "val has 40 images" in capsys.readouterr().err  # the warnings, a line each
@@ -141,8 +144,8 @@ def test_fit_refuses_a_classifier_that_knows_nothing(images, tmp_path, capsys):
         ({"--data": "train"}, "has no train/ and val/; make them, or hold out a share with --val 0.1"),
         ({"--data": "train/digit 3"}, "must hold a folder of images for each class"),
         ({"--mean": "0.1 0.2"}, "mean must be 1 or 1 numbers, got 2"),
-        ({"--pixels": "0"}, "FitConfig.spread_pixels must be a finite number >= 1e-06, got 0.0"),
-        ({"--steps": "-1"}, "MaximizeConfig.steps must be a finite number >= 0, got -1"),
+        ({"--warp": "0"}, "FitConfig.warp must be a finite number >= 1e-06, got 0.0"),
+        ({"--steps": "-1"}, "DropoutConfig.steps must be a finite number >= 0, got -1"),
         ({"--out": "/dev/null/out"}, "/dev/null/out"),
         ({"--device": "abacus"}, "abacus"),
     ],
@@ -155,13 +158,13 @@ def test_fit_answers_a_mistake_in_one_line(fitted, images, tmp_path, capsys, cha
     arguments = [part for name, value in options.items() for part in (name, *str(value).split(" "))]
     if "digit 3" in str(options["--data"]):
         arguments = [part for name, value in options.items() for part in (name, str(value))]
-    assert message in failing(capsys, "fit", *arguments, "--size", "28", "--grey")
+    assert message in failing(capsys, "fit", *arguments, "--size", "28", "--gray")
 
 
 def test_usage_mistakes_end_with_status_2(capsys):
     for arguments in ([], ["fit"], ["fit", "--model", MODEL], ["grow"], ["preview", "./aug"]):
         with pytest.raises(SystemExit) as stop:
-            cli.main(arguments)
+            main(arguments)
         assert stop.value.code == 2
     assert "usage: learned-aug" in capsys.readouterr().err
 
@@ -169,7 +172,7 @@ def test_usage_mistakes_end_with_status_2(capsys):
 @pytest.mark.parametrize("command", ["", "demo", "fit", "preview", "push"])
 def test_help_teaches_by_examples(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main([*filter(None, [command]), "--help"])
+        main([*filter(None, [command]), "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert f"learned-aug {command}" in text.split("options:")[0]
@@ -177,26 +180,26 @@ def test_help_teaches_by_examples(command, capsys):
 
 
 def test_a_bug_keeps_its_traceback_and_a_mistake_shows_it_when_asked(monkeypatch):
-    monkeypatch.setattr(cli, "list_pretrained", lambda: 1 / 0)
+    monkeypatch.setattr(listing, "list_pretrained", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        cli.main(["list"])
+        main(["list"])
     with pytest.raises(ValueError, match="classifier must be trained"):
-        cli.main(["--traceback", "fit", "--model", MODEL, "--data", ".", "--out", "."])
+        main(["--traceback", "fit", "--model", MODEL, "--data", ".", "--out", "."])
 
 
 def test_interrupting_ends_with_the_shells_status(monkeypatch, capsys):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "list_pretrained", interrupt)
-    assert cli.main(["list"]) == 130
+    monkeypatch.setattr(listing, "list_pretrained", interrupt)
+    assert main(["list"]) == 130
     assert capsys.readouterr().err == "learned-aug: interrupted\n"
 
 
 # Classifiers and folders
 
 
-def test_a_grey_classifier_of_torchvision_takes_one_channel():
+def test_a_gray_classifier_of_torchvision_takes_one_channel():
     model = build_model("squeezenet1_1", 7, 1).eval()
     assert model(torch.rand(1, 1, 64, 64)).shape == (1, 7)
     assert build_model("squeezenet1_1", 7)(torch.rand(1, 3, 64, 64)).shape == (1, 7)
@@ -260,7 +263,7 @@ def test_unknown_tensors_are_counted(tmp_path):
         load_checkpoint(torch.nn.Linear(2, 3), tmp_path / "c.safetensors")
 
 
-def test_folders_become_normalised_squares_with_labels_of_their_folders(images):
+def test_folders_become_normalized_squares_with_labels_of_their_folders(images):
     opened = open_folders(images, size=20, mean=[0.5], std=[0.25])
     image, label = opened.train[-1]
     assert image.shape == (3, 20, 20)
@@ -270,7 +273,7 @@ def test_folders_become_normalised_squares_with_labels_of_their_folders(images):
     assert image.min() == -2
     assert opened.baseline(image).shape == image.shape
     assert opened.baseline(torch.full((3, 20, 20), 2.0)).min() in (-2, 2)  # padded with black
-    assert open_folders(images, size=20).mean == folder.IMAGENET[0]
+    assert open_folders(images, size=20).mean == IMAGENET[0]
 
 
 def test_what_is_held_out_is_disjoint_and_repeats(images):
@@ -291,7 +294,7 @@ def test_folders_of_different_classes_are_refused(images, tmp_path):
 def test_checkpoint_of_a_fit_is_the_classifier_of_its_figures(fitted, images):
     model = build_model(MODEL, 10, 1)
     load_checkpoint(model, fitted / "classifier.safetensors")
-    error, _ = evaluate(model, open_folders(images, size=28, grey=True).val)
+    error, _ = evaluate(model, open_folders(images, size=28, gray=True).val)
     assert error == json.loads((fitted / "fit.json").read_text())["val_error"]
 
 
@@ -303,17 +306,17 @@ def test_preview_draws_a_row_for_each_image_of_files_and_folders(fitted, images,
     count = len(list(chosen[0].iterdir())) + 1
     out = tmp_path / "new" / "grid.png"
     arguments = ["preview", str(fitted / "augmenter"), *map(str, chosen), "--draws", "4", "--side", "32", "--out"]
-    assert cli.main([*arguments, str(out)]) == 0
+    assert main([*arguments, str(out)]) == 0
     assert f"{count} images, 4 draws" in capsys.readouterr().out
     with PIL.Image.open(out) as picture:
         assert picture.size == (5 * 34 + 2, count * 34 + 2)
     again = tmp_path / "again.png"
     for seed, same in (("0", True), ("1", False)):
-        assert cli.main([*arguments, str(again), "--seed", seed]) == 0
+        assert main([*arguments, str(again), "--seed", seed]) == 0
         assert (again.read_bytes() == out.read_bytes()) == same
 
 
-def test_preview_draws_a_traversal_of_a_colour_image(tmp_path):
+def test_preview_draws_a_traversal_of_a_color_image(tmp_path):
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (40, 60, 3), generator=generator, dtype=torch.uint8)
     PIL.Image.fromarray(pixels.numpy()).save(tmp_path / "photo.png")
@@ -322,7 +325,7 @@ def test_preview_draws_a_traversal_of_a_colour_image(tmp_path):
     augmenter.calibrate_(torch.rand(10, 3, 16, 16, generator=generator), generator=generator)
     augmenter.save_pretrained(tmp_path / "aug")
     arguments = ["preview", str(tmp_path / "aug"), str(tmp_path / "photo.png"), "--out", str(tmp_path / "way.png")]
-    assert cli.main([*arguments, "--kind", "traversal", "--side", "48", "--draws", "6"]) == 0
+    assert main([*arguments, "--kind", "traversal", "--side", "48", "--draws", "6"]) == 0
     with PIL.Image.open(tmp_path / "way.png") as picture:
         assert picture.height == 5 * 50 + 2
 
@@ -371,7 +374,7 @@ def test_push_publishes_the_edited_card_with_its_pictures_under_the_new_name(fit
     text = text.replace("## Limits\n\nNot stated.", "## Limits\n\nDigits only.").replace('"./mine"', f'"{named}"')
     (mine / "README.md").write_text(text)
     (mine / "notes.png").write_bytes(b"not in the card")
-    assert cli.main(["push", str(mine), "me/digits", "--private", "--message", "First"]) == 0
+    assert main(["push", str(mine), "me/digits", "--private", "--message", "First"]) == 0
     repo = server.repos["me/digits"]
     files = repo.files("main")
     assert sorted(files) == ["README.md", "config.json", "diversity.png", "model.safetensors"]
@@ -387,7 +390,7 @@ def test_push_publishes_the_edited_card_with_its_pictures_under_the_new_name(fit
 
 def test_push_without_a_card_makes_one(fitted, server, tmp_path):
     Augmenter.from_pretrained(fitted / "augmenter").save_pretrained(tmp_path / "mine")
-    assert cli.main(["push", str(tmp_path / "mine"), "me/digits", "--revision", "v2"]) == 0
+    assert main(["push", str(tmp_path / "mine"), "me/digits", "--revision", "v2"]) == 0
     files = server.repos["me/digits"].files("v2")
     assert 'from_pretrained("me/digits")' in files["README.md"].decode()
 
@@ -399,6 +402,6 @@ def test_push_answers_a_mistake_in_one_line(fitted, server, tmp_path, capsys):
 
 
 def test_list_shows_the_weights_of_the_release(monkeypatch, capsys):
-    assert cli.main(["list"]) == 0
+    assert main(["list"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown == (list(map(str, registry.list_pretrained())) or ["No pretrained weights come with this release."])
+    assert shown == (list(map(str, list_pretrained())) or ["No pretrained weights come with this release."])

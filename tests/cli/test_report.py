@@ -7,17 +7,20 @@ import PIL.Image
 import pytest
 import torch
 
-from learned_aug import Augmenter, AugmenterConfig, CardFacts, CardResult, fit, weights
-from learned_aug.weights.card import render
-from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig
+from learned_aug import Augmenter, AugmenterConfig, CardFacts, CardResult, fit
 from learned_aug.cli.report import png, settings_of, write_report
+from learned_aug.fit.config import FitConfig
+from learned_aug.fit.dropout import DropoutConfig
+from learned_aug.fit.pretrain import PretrainConfig
+from learned_aug.weights import files as weights
+from learned_aug.weights.card import render
 
 CONFIG = AugmenterConfig(channels=1, size=8, tau_dim=8, width=4)
 
 
 @pytest.fixture(scope="module")
 def result(trained, data, crop):
-    config = FitConfig(pretrain=PretrainConfig(steps=2, batch_size=16), maximize=MaximizeConfig(steps=2, batch_size=32))
+    config = FitConfig(pretrain=PretrainConfig(steps=2, batch_size=16), maximize=DropoutConfig(steps=2, batch_size=32))
     return fit(trained, data["train"], data["val"], baseline=crop, config=config, progress=False)
 
 
@@ -48,7 +51,7 @@ def test_settings_are_plain_values_of_one_level(result):
     assert json.loads(json.dumps(settings)) == settings
 
 
-def test_png_has_256_colours_close_to_those_of_the_picture():
+def test_png_has_256_colors_close_to_those_of_the_picture():
     ramp = torch.linspace(0, 255, 64).round().byte()
     pixels = torch.stack([ramp[:, None].expand(64, 64), ramp.expand(64, 64), ramp.flip(0).expand(64, 64)], dim=-1)
     with PIL.Image.open(io.BytesIO(png(PIL.Image.fromarray(pixels.numpy())))) as read:
@@ -73,8 +76,8 @@ def test_card_states_no_spread_for_a_single_run():
 
 
 def test_card_tabulates_the_diagnostics():
-    text = card(diagnostics={"untrained": {"flow_px": 1.0, "rank": 20.04}, "fitted": {"flow_px": 1.25, "rank": 18.0}})
-    assert "| What it does | `flow_px` | `rank` |" in text
+    text = card(diagnostics={"untrained": {"flow": 1.0, "rank": 20.04}, "fitted": {"flow": 1.25, "rank": 18.0}})
+    assert "| What it does | `flow` | `rank` |" in text
     assert "| fitted | 1.25 | 18 |" in text
     assert "What it does" not in card()
 

@@ -3,7 +3,7 @@ import re
 import runpy
 from pathlib import Path
 
-from learned_aug.fit import Event, ProgressBars
+from learned_aug.runtime.events import Event, ProgressBars
 
 
 def test_bars_show_each_stage_its_steps_and_its_metrics(capsys):
@@ -39,7 +39,7 @@ EXAMPLE = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "with_logg
 def test_example_logs_every_step_of_every_stage_with_its_metrics(tmp_path):
     EXAMPLE["main"](tmp_path / "fit.jsonl", 3)
     lines = [json.loads(line) for line in (tmp_path / "fit.jsonl").read_text().splitlines()]
-    for stage, metric in (("pretrain", "spread_px"), ("maximize", "kl")):
+    for stage, metric in (("pretrain", "warp"), ("maximize", "kl")):
         steps = [line for line in lines if line["stage"] == stage]
         assert [line["step"] for line in steps] == [1, 2, 3]
         assert all(isinstance(line[metric], float) for line in steps)
