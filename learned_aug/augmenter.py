@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike
 from typing import cast
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from learned_aug.draw import Augmented, Draw, Trace
 from learned_aug.functional import affine_flow, at_least_float32, flow_field, recolor, resize_field, smooth
-from learned_aug.nets import FAMILIES, UNITS, AugmenterConfig, Code, Encoder, Fields, Generator, initialize
+from learned_aug.nets import FAMILIES, UNITS, AugmenterConfig, Code, Encoder, Fields, Generator, Strength, initialize
 from learned_aug.weights.mixin import PretrainedMixin
 
 __all__ = ["Augmenter"]
@@ -255,6 +257,62 @@ class Augmenter(PretrainedMixin):
             return (noise < prior) / prior
         return (noise < torch.sigmoid(logits + math.log(prior / (1 - prior)))) / prior
 
+    def set_strengths_(self, *, affine: Strength = None, warp: Strength = None, color: Strength = None) -> Augmenter:
+        """Change the strength of families, as that of loaded weights.
+
+        Args:
+            affine: strength of the affine map of the whole image, a share of the image side: a number, a range
+                (low, high), or 0 for none; None leaves it as it is.
+            warp: strength of the local warp, likewise.
+            color: strength of the color filter, a share of the range [0, 1], likewise.
+
+        Returns:
+            self.
+
+        Raises:
+            ValueError: if a strength is out of range, or the weights are of version 1, which have no unit.
+        """
+        asked = {"affine": affine, "warp": warp, "color": color}
+        self._configure(dataclasses.replace(self.config, **{k: v for k, v in asked.items() if v is not None}))
+        return self
+
+    def _configure(self, config: AugmenterConfig) -> None:
+        self.config = config
+        for pair in self._pairs():
+            pair.generator.config = config
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | PathLike[str],
+        *,
+        affine: Strength = None,
+        warp: Strength = None,
+        color: Strength = None,
+        revision: str | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+        token: str | bool | None = None,
+    ) -> Augmenter:
+        """Read pretrained weights, a Hub repository, or what :meth:`save_pretrained` wrote.
+
+        Args:
+            source: a name of :func:`learned_aug.list_pretrained`; "org/name" or "hf-hub:org/name", a Hub repository; a
+                path object, "local-dir:PATH", or a string that begins with "./", "../", "/" or "~", a local folder.
+            affine: strength in place of that of the weights, as for :meth:`set_strengths_`.
+            warp: likewise.
+            color: likewise.
+            revision: branch, tag or commit of a Hub repository; by default "main". Pin the commit for what must not
+                change: 40 hexadecimal digits, read from the cache without a request.
+            cache_dir: folder of Hub downloads; by default the Hub client's own.
+            token: token for private repositories; by default the one of ``hf auth login``.
+
+        Raises:
+            ValueError: if `source` is no such name, or a strength is out of range.
+            WeightsError: if the weights cannot be had, are damaged, or do not fit.
+        """
+        loaded = super().from_pretrained(source, revision=revision, cache_dir=cache_dir, token=token)
+        return loaded.set_strengths_(affine=affine, warp=warp, color=color)
+
     @contextmanager
     def grown_to(self, level: float) -> Iterator[None]:
         """While open, full-resolution fields (``fields="pixel"``) are no finer than 2 ** level points along a side.
@@ -361,6 +419,19 @@ class Augmenter(PretrainedMixin):
         if config.version == 1:
             raise ValueError("weights of version 1 have no unit of strength; calibrate an Augmenter(AugmenterConfig())")
         before = copy.deepcopy(self.state_dict())
+        # All families, those that are switched off too: they may be switched on later.
+        self._configure(dataclasses.replace(config, **UNITS))
+        try:
+            self._calibrate(images, generator)
+        except ValueError:
+            self.load_state_dict(before)
+            raise
+        finally:
+            self._configure(config)
+        return self
+
+    def _calibrate(self, images: Tensor, generator: torch.Generator | None) -> None:
+        config = self.config
         images = images[: max(32, CALIBRATION // config.size**2)]
         images = images.repeat(-(-PAIRS // images.shape[0]), 1, 1, 1)[: max(PAIRS, images.shape[0])]
         images = _resize(images, config.size).repeat(2, 1, 1, 1)
@@ -385,20 +456,17 @@ class Augmenter(PretrainedMixin):
                     if abs(spread / UNITS[name] - 1) < 1e-3:
                         break
                     if not 0 < spread < math.inf:
-                        self.load_state_dict(before)
                         raise ValueError(
                             f"two draws must differ in their {name}, got a difference of {spread:.3g}; give images "
                             "that are not constant, and tau_dropout > 0"
                         )
                     generator_net.gain[family] *= UNITS[name] / spread
                 else:
-                    self.load_state_dict(before)
                     raise ValueError(
                         f"the unit of {name}, {UNITS[name]}, cannot be reached, two draws differed by {spread:.3g}; "
                         "give other images, or raise tau_dropout"
                     )
             draw = self._extend(draw, generator_net.fields(raw), units.expand(images.shape[0], -1))
-        return self
 
     def _spread(self, family: str, draw: Draw, images: Tensor) -> float:
         """How far the first and the second half of the draws differ, in the unit of the family."""

@@ -26,7 +26,7 @@ from learned_aug.functional import (
     warp_points,
     warp_rotated_boxes,
 )
-from learned_aug.nets import AugmenterConfig
+from learned_aug.nets import Strength
 
 __all__ = ["LearnedAugment"]
 
@@ -58,7 +58,7 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
     Randomness comes from torch's global generator, as in torchvision: DataLoader workers differ, a seed repeats.
 
     Args:
-        augmenter: fitted, or a configuration for a random one.
+        augmenter: fitted networks, or random ones of :func:`learned_aug.prior`.
         p: probability with which a sample is augmented.
         strength: scales the learned fields; 0 gives the input back.
 
@@ -68,13 +68,18 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         RuntimeError: in a DataLoader worker with the augmenter on a GPU.
     """
 
-    def __init__(self, augmenter: Augmenter | AugmenterConfig, *, p: float = 1.0, strength: float = 1.0) -> None:
+    def __init__(self, augmenter: Augmenter, *, p: float = 1.0, strength: float = 1.0) -> None:
         super().__init__()
+        if not isinstance(augmenter, Augmenter):
+            raise TypeError(
+                f"augmenter must be an Augmenter, got {type(augmenter).__name__}; random networks need images to be "
+                "calibrated on: learned_aug.prior(images, config=...)"
+            )
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"p must be in [0, 1], got {p}")
         if not math.isfinite(strength):
             raise ValueError(f"strength must be finite, got {strength}")
-        self.augmenter = augmenter if isinstance(augmenter, Augmenter) else Augmenter(augmenter)
+        self.augmenter = augmenter
         self.p, self.strength = p, strength
         self._compiled: _Compiled | None = None
 
@@ -85,6 +90,9 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         *,
         p: float = 1.0,
         strength: float = 1.0,
+        affine: Strength = None,
+        warp: Strength = None,
+        color: Strength = None,
         revision: str | None = None,
         cache_dir: str | PathLike[str] | None = None,
         token: str | bool | None = None,
@@ -103,7 +111,15 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
             ValueError: if `source` is no such name.
             WeightsError: if the weights cannot be had, are damaged, or do not fit.
         """
-        augmenter = Augmenter.from_pretrained(source, revision=revision, cache_dir=cache_dir, token=token)
+        augmenter = Augmenter.from_pretrained(
+            source,
+            affine=affine,
+            warp=warp,
+            color=color,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+        )
         return cls(augmenter, p=p, strength=strength)
 
     def forward(self, *inputs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -69,10 +70,11 @@ def _acquire(folder: Path) -> IO[str]:
             _lock(file)
             # Its holder may have deleted the file between the two lines above.
             if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                file.seek(0)
-                file.truncate()
-                file.write(f"{os.getpid()} {socket.gethostname()}\n")
-                file.flush()
+                with contextlib.suppress(OSError):  # of a full disk: the lock holds without its text
+                    file.seek(0)
+                    file.truncate()
+                    file.write(f"{os.getpid()} {socket.gethostname()}\n")
+                    file.flush()
                 return file
         except BlockingIOError as error:
             number, _, host = _holder(file).partition(" ")

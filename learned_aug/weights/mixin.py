@@ -112,6 +112,7 @@ class PretrainedMixin(nn.Module):
         except (RuntimeError, OverflowError) as error:
             raise WeightsError(f"{where} asks for networks that cannot be built ({error}); fetch it again") from error
         weights.check(state, expected, where)
-        module = cls(config)
+        with torch.random.fork_rng(devices=[]):  # the initial weights, which are not kept, draw from it
+            module = cls(config)
         module.load_state_dict(state)
         return module
