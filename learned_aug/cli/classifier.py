@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
-import inspect
+import datetime
 import pathlib
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -57,18 +57,14 @@ def build_model(name: str, classes: int, channels: int = 3) -> nn.Module:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise ValueError(f"torchvision has no classifier {name!r}; it has {', '.join(known)}; timm's are timm:NAME")
-    taken = inspect.signature(torchvision.models.get_model_builder(name)).parameters
-    extra: dict[str, Any] = {}
-    if name in ("googlenet", "inception_v3"):
-        extra = {"aux_logits": False, "init_weights": False}  # torch's own first weights, drawn in no time
-    model = torchvision.models.get_model(name, num_classes=classes, **({} if "kwargs" not in taken else extra))
+    # init_weights: torch's own first weights, which take no minute to draw.
+    plain = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    model = torchvision.models.get_model(name, num_classes=classes, **plain)
     if channels != 3:
         conv = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
         conv.in_channels = channels
         conv.weight = nn.Parameter(conv.weight.new_empty(conv.out_channels, channels, *conv.kernel_size))
         conv.reset_parameters()
-        if hasattr(model, "transform_input"):
-            model.transform_input = False
     return model
 
 
@@ -116,7 +112,9 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
     states = dict(_states(read))
     expected = model.state_dict()
     if not states:
-        raise ValueError(f"{path} holds {_kind(read)}, no state_dict; save one with torch.save(model.state_dict(), ...)")
+        raise ValueError(
+            f"{path} holds {_kind(read)}, no state_dict; save one with torch.save(model.state_dict(), ...)"
+        )
     spare = AUXILIARY.get(type(model).__name__, ())
     found = {}
     for where, state in states.items():
@@ -162,29 +160,26 @@ def _read(path: Path) -> Any:
 def _inert() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """List what trainers put beside the weights and what cannot run code when it is read."""
     scalar: Any = np.float64(0).__reduce__()[0]
-    dtypes = {type(np.dtype(kind)) for kind in "?bhilqBHILQefd"}
-    types_: list[Any] = [
+    array: Any = np.empty(0).__reduce__()[0]
+    known: list[Any] = [
         argparse.Namespace,
         types.SimpleNamespace,
         collections.defaultdict,
         dict,
         list,
-        pathlib.PurePosixPath,
-        pathlib.PureWindowsPath,
+        datetime.datetime,
+        datetime.timedelta,
         np.dtype,
-        *dtypes,
-        (scalar, "numpy.core.multiarray.scalar"),
-        (scalar, "numpy._core.multiarray.scalar"),
+        np.ndarray,
+        *{type(np.dtype(kind)) for kind in "?bhilqBHILQefdSU"},
     ]
-    # A path of the machine that wrote the checkpoint, of which this one may know no equal.
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        known += [(scalar, f"{module}.scalar"), (array, f"{module}._reconstruct")]
     for module in ("pathlib", "pathlib._local"):
-        types_ += [
-            (pathlib.PurePosixPath, f"{module}.PosixPath"),
-            (pathlib.PureWindowsPath, f"{module}.WindowsPath"),
-            (pathlib.PurePosixPath, f"{module}.PurePosixPath"),
-            (pathlib.PureWindowsPath, f"{module}.PureWindowsPath"),
-        ]
-    return types_
+        # Paths of the machine that wrote the checkpoint, as those that any machine knows.
+        for kind, pure in (("Posix", pathlib.PurePosixPath), ("Windows", pathlib.PureWindowsPath)):
+            known += [(pure, f"{module}.{kind}Path"), (pure, f"{module}.Pure{kind}Path")]
+    return known
 
 
 def _unknown_types(path: Path) -> list[str]:
@@ -217,9 +212,6 @@ def _parts(state: dict[str, Tensor], expected: dict[str, Tensor]) -> Iterator[tu
     first = next(iter(expected))
     for prefix in [name.removesuffix(first) for name in state if name == first or name.endswith(f".{first}")]:
         part = {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
-        if not prefix:
-            # Of averaged weights, beside which torch keeps how many were averaged.
-            part.pop("n_averaged", None)
         if part.keys() == expected.keys() and all(v.shape == expected[name].shape for name, v in part.items()):
             yield prefix, part
 
