@@ -374,9 +374,9 @@ class Augmenter(PretrainedMixin):
             if draw.size != (side, side):
                 height, width = ((length - 1) / (side - 1) for length in draw.size)
                 flow = flow * flow.new_tensor([width, height])[:, None, None]
-            draw = draw._replace(coarse_flow=flow)
+            draw = Draw(draw.size, flow, draw.coarse_color, draw.low, draw.high)
         if fields.color is not None:
-            draw = draw._replace(coarse_color=scaled(fields.color, 2))
+            draw = Draw(draw.size, draw.coarse_flow, scaled(fields.color, 2), draw.low, draw.high)
         return draw
 
     def _check(self, images: Tensor) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib.util
 import math
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,6 +29,11 @@ __all__ = ["corrected_samples", "diversity_grid", "fit_curves", "flow_colors", "
 GAP = 2  # pixels between two cells
 LABEL_WIDTH = 104  # pixels, of the column that names the rows
 LINE = 14  # pixels, height of a line of text
+CUT = "..."  # end of a line that was cut
+MISSING = "\U0010fffe"  # no character, so no font has it
+SYSTEM_FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "PingFang.ttc", "msgothic.ttc", "malgun.ttf")
+
+Font = PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont
 
 
 class Indexable(Protocol):
@@ -302,13 +311,53 @@ def _grid(cells: Tensor, columns: int) -> PIL.Image.Image:
 
 def _write(picture: PIL.Image.Image, corner: tuple[int, int], text: str, width: int | None = None) -> int:
     """Write lines of text, each cut to `width` pixels; returns their number."""
-    pen, font = PIL.ImageDraw.Draw(picture), PIL.ImageFont.load_default(size=12)
+    pen = PIL.ImageDraw.Draw(picture)
     lines = text.split("\n")
     for k, line in enumerate(lines):
+        font, line = _shown(line)
+        whole = line
         while width is not None and len(line) > 1 and pen.textlength(line, font) > width:
-            line = line.removesuffix("…")[:-1] + "…"
+            line = whole[: len(line.removesuffix(CUT)) - 1] + CUT
         pen.text((corner[0], corner[1] + k * LINE), line, fill="black", font=font)
     return len(lines)
+
+
+def _shown(line: str) -> tuple[Font, str]:
+    """Return a font for a line, and the line with what that font lacks as escapes, such as \\u732b."""
+    line = unicodedata.normalize("NFC", line)  # a letter and its accent as one, where there is such a letter
+    fonts = _fonts()
+    font = min(fonts, key=lambda font: sum(not _has(font, c) for c in line))  # the first of those that lack least
+    escaped = (c if _has(font, c) else c.encode("ascii", "backslashreplace").decode() for c in line)
+    return font, "".join(escaped)
+
+
+@functools.cache
+def _fonts() -> list[Font]:
+    """Return the fonts at hand, by preference: PIL's own, matplotlib's DejaVu Sans, and common ones of the system."""
+    fonts: list[Font] = [PIL.ImageFont.load_default()]
+    with contextlib.suppress(ImportError, OSError):  # a PIL without FreeType
+        fonts = [PIL.ImageFont.load_default(size=12)]
+    if spec := importlib.util.find_spec("matplotlib"):
+        for folder in spec.submodule_search_locations or ():
+            with contextlib.suppress(ImportError, OSError):
+                fonts.append(PIL.ImageFont.truetype(f"{folder}/mpl-data/fonts/ttf/DejaVuSans.ttf", 12))
+    for name in SYSTEM_FONTS:
+        with contextlib.suppress(ImportError, OSError):
+            fonts.append(PIL.ImageFont.truetype(name, 12))
+    return fonts
+
+
+@functools.lru_cache(maxsize=4096)
+def _has(font: Font, letter: str) -> bool:
+    """Whether a font draws a character as something else than its sign for what it lacks."""
+    if letter.isspace():
+        return True
+    if not letter.isprintable():
+        return False
+    if not isinstance(font, PIL.ImageFont.FreeTypeFont):
+        return letter.isascii()
+    mask, missing = (font.getmask(c) for c in (letter, MISSING))
+    return (mask.size, bytes(mask)) != (missing.size, bytes(missing))
 
 
 def _flow_key(side: int) -> PIL.Image.Image:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import collections
 import datetime
 import pathlib
 import types
@@ -116,7 +115,7 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
             f"{path} holds {_kind(read)}, no state_dict; save one with torch.save(model.state_dict(), ...)"
         )
     spare = AUXILIARY.get(type(model).__name__, ())
-    found = {}
+    found: dict[str, dict[str, Tensor]] = {}
     for where, state in states.items():
         clean = {k: v for k, v in _unwrapped(state).items() if not k.startswith(spare)} if spare else _unwrapped(state)
         found |= {f"{where}[{prefix!r}...]" if prefix else where: part for prefix, part in _parts(clean, expected)}
@@ -126,7 +125,7 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
         first, *others = chosen.values()
         if any(not _equal(first, other) for other in others):
             raise ValueError(
-                f"{path} holds {len(chosen)} states of such a model, {', '.join(sorted(chosen))}; save one of them alone"
+                f"{path} holds {len(chosen)} states of such a model, {', '.join(sorted(chosen))}; save one alone"
             )
     if not chosen:
         _explain(path, read, states, expected)
@@ -151,7 +150,8 @@ def _read(path: Path) -> Any:
         raise
     except Exception as error:  # of many types, by the damage
         unknown = _unknown_types(path)
-        what = f"it holds {', '.join(unknown)}, which could run code" if unknown else " ".join(str(error).split())[:120]
+        text = " ".join(str(error).split("WeightsUnpickler error:")[-1].split())[:120]
+        what = f"it holds {', '.join(unknown)}, which could run code" if unknown else text
         raise ValueError(
             f"{path} holds no plain state_dict ({what}); save one with torch.save(model.state_dict(), ...)"
         ) from error
@@ -164,7 +164,7 @@ def _inert() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     known: list[Any] = [
         argparse.Namespace,
         types.SimpleNamespace,
-        collections.defaultdict,
+        (_plain_dict, "collections.defaultdict"),
         dict,
         list,
         datetime.datetime,
@@ -180,6 +180,11 @@ def _inert() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
         for kind, pure in (("Posix", pathlib.PurePosixPath), ("Windows", pathlib.PureWindowsPath)):
             known += [(pure, f"{module}.{kind}Path"), (pure, f"{module}.Pure{kind}Path")]
     return known
+
+
+def _plain_dict(*factory: object) -> dict[object, object]:
+    """Stand for defaultdict, of which torch reads no items."""
+    return {}
 
 
 def _unknown_types(path: Path) -> list[str]:

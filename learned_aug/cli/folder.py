@@ -273,7 +273,7 @@ def _refuse_shared(samples: dict[str, list[tuple[str, int]]]) -> None:
             other, first = seen.setdefault((found.st_dev, found.st_ino), (part, path))
             if other != part and found.st_ino:
                 raise ValueError(
-                    f"{other}/ and {part}/ must hold different images, {first} and {path} are one file; give other images"
+                    f"{other}/ and {part}/ must hold different images, {first} and {path} are one file; give another"
                 )
 
 

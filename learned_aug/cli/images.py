@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -141,8 +141,7 @@ def _converted(image: PIL.Image.Image, opened: PIL.Image.Image) -> PIL.Image.Ima
     """Bring an image to a mode from which PIL converts rightly to RGB and gray."""
     if image.mode.startswith("I"):  # 16 bits, in which PIL clips all above 255
         tags: Any = getattr(opened, "tag_v2", {})
-        bits = tags.get(BITS, (16,))
-        top = 2 ** int(bits[0] if isinstance(bits, Iterable) else bits) - 1
+        top = 2 ** int(np.ravel(tags.get(BITS, 16))[0]) - 1
         values = np.asarray(image).astype(np.float64) / top
         if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
             values = 1 - values

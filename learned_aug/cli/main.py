@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-__all__ = ["Incomplete", "main", "note", "one_line", "plain"]
+__all__ = ["IncompleteError", "main", "note", "one_line", "plain"]
 
 INTERRUPTED = 130  # the shell's exit status for Ctrl-C
 INCOMPLETE = 3  # the exit status where the work is done and written, and a part of its report is missing
@@ -39,7 +39,7 @@ commands:
 """
 
 
-class Incomplete(Exception):
+class IncompleteError(Exception):
     """The work is done and written, and a part of its report is missing.
 
     Args:
@@ -79,11 +79,12 @@ def _run(run: Callable[[argparse.Namespace], str], options: argparse.Namespace, 
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = lambda message, *_: note(f"warning: {message}")
         try:
+            options.traceback = traceback
             _say(run(options))
         except KeyboardInterrupt:
             note("interrupted")
             return INTERRUPTED
-        except Incomplete as error:
+        except IncompleteError as error:
             _say(error.report)
             note(str(error))
             return INCOMPLETE

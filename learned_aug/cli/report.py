@@ -195,7 +195,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def png(picture: PIL.Image.Image) -> bytes:
-    """Return a file of 256 dithered colors, less than half the size of one with all, as suits a card and a repository."""
+    """Return a file of 256 dithered colors, less than half the size of one with all, as suits a card."""
     rgb = picture.convert("RGB")
     palette = rgb.quantize(256, PIL.Image.Quantize.MAXCOVERAGE)  # keeps the rare, pure colors of a flow's key
     buffer = io.BytesIO()

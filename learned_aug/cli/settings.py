@@ -52,8 +52,9 @@ def add_setting(group: Any, settings: type, field: str, option: str | None = Non
     """
     (found,) = (f for f in dataclasses.fields(settings) if f.name == field)
     text = field_texts(settings)[field].replace("%", "%%") + " (%(default)s)"
-    kind: Any = type(found.default)
-    options = {"type": kind, "default": found.default, "metavar": "N" if kind is int else "X", "help": text}
+    default: Any = found.default
+    kind = type(default)
+    options = {"type": kind, "default": default, "metavar": "N" if kind is int else "X", "help": text}
     if kind is tuple:  # argparse reads a default that is text as it reads an option
-        options |= {"type": strength, "default": ",".join(f"{v:g}" for v in found.default), "metavar": "X|LO,HI"}
+        options |= {"type": strength, "default": ",".join(f"{v:g}" for v in default), "metavar": "X|LO,HI"}
     group.add_argument(option or f"--{field.replace('_', '-')}", **{**options, **overrides})

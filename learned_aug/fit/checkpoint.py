@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Subset
 
 from learned_aug.influence.solvers import Solver
 from learned_aug.runtime.data import Data, apply_baseline
-from learned_aug.runtime.lock import FolderInUse, FolderLock, lock_folder
+from learned_aug.runtime.lock import FolderInUseError, FolderLock, lock_folder
 from learned_aug.runtime.rng import forked
 from learned_aug.runtime.stream import Stream
 from learned_aug.weights.files import write_atomic
@@ -123,7 +123,7 @@ class Checkpoint:
         """Refuse to work beside another process."""
         try:
             self._lock = lock_folder(self.folder)
-        except FolderInUse as error:
+        except FolderInUseError as error:
             raise CheckpointError(f"the checkpoint folder {error}") from error
         except OSError as error:
             # A finished fit may be read back from where nothing can be written; write() says so itself.

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 __all__ = ["Event", "OnEvent", "ProgressBars"]
 
 TENTHS = 10  # lines of a stage in a log file
-SOONEST = 1.0  # seconds between two of them
+SOONEST = 3.0  # seconds between two of them
 FIRST, LONGEST = 30.0, 600.0  # seconds without a line, at first and at most
 
 
@@ -42,7 +42,7 @@ class ProgressBars:
     """Shows each stage on standard error: ``with ProgressBars() as bars: fit(..., on_event=bars)``.
 
     On a terminal and in a notebook a stage has a tqdm bar. Elsewhere, as in a log file, it has a line for each tenth of
-    its steps, at most one a second; a stage that takes long also has one after 30 s, then after twice as long each
+    its steps, at most one in 3 s; a stage that takes long also has one after 30 s, then after twice as long each
     time, up to every 10 minutes.
     """
 

@@ -15,14 +15,14 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["FolderInUse", "FolderLock", "lock_folder"]
+__all__ = ["FolderInUseError", "FolderLock", "lock_folder"]
 
 LOCK_NAME = ".learned-aug.lock"
 
 _held: weakref.WeakValueDictionary[tuple[int, str], FolderLock] = weakref.WeakValueDictionary()
 
 
-class FolderInUse(OSError):
+class FolderInUseError(OSError):
     """A folder that another process works in."""
 
 
@@ -52,7 +52,7 @@ def lock_folder(folder: str | os.PathLike[str]) -> FolderLock:
         folder: a folder that exists and can be written.
 
     Raises:
-        FolderInUse: if another process holds it, with its number and machine.
+        FolderInUseError: if another process holds it, with its number and machine.
         OSError: if the lock file cannot be written.
     """
     key = os.getpid(), os.path.realpath(folder)
@@ -79,7 +79,7 @@ def _acquire(folder: Path) -> IO[str]:
         except BlockingIOError as error:
             number, _, host = _holder(file).partition(" ")
             file.close()
-            raise FolderInUse(
+            raise FolderInUseError(
                 f"{folder} is in use by process {number or 'unknown'} on {host or 'an unknown machine'}; wait until it "
                 "ends, stop it, or give another folder"
             ) from error
