@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learned_aug.draw import Augmented, Draw, Trace
-from learned_aug.functional import affine_flow, at_least_float32, flow_field, recolor, resize_field, smooth
+from learned_aug.functional import affine_flow, at_least_float32, flow_field, recolor, smooth
 from learned_aug.nets import FAMILIES, UNITS, AugmenterConfig, Code, Encoder, Fields, Generator, Strength, initialize
 from learned_aug.weights.mixin import PretrainedMixin
 
@@ -224,7 +224,7 @@ class Augmenter(PretrainedMixin):
     def _empty(self, size: tuple[int, int]) -> Draw:
         """Return a draw that changes nothing yet, for images of a size (H, W)."""
         low, high = self.config.bounds
-        return Draw(size, low=low, high=high)
+        return Draw(size, low=low, high=high, smooth=self.config.version > 1)
 
     def strengths(self, noise: Tensor) -> Tensor | None:
         """Place the strengths of the families in their ranges, as noise says.
@@ -374,9 +374,9 @@ class Augmenter(PretrainedMixin):
             if draw.size != (side, side):
                 height, width = ((length - 1) / (side - 1) for length in draw.size)
                 flow = flow * flow.new_tensor([width, height])[:, None, None]
-            draw = Draw(draw.size, flow, draw.coarse_color, draw.low, draw.high)
+            draw = Draw(draw.size, flow, draw.coarse_color, draw.low, draw.high, draw.smooth)
         if fields.color is not None:
-            draw = Draw(draw.size, draw.coarse_flow, scaled(fields.color, 2), draw.low, draw.high)
+            draw = Draw(draw.size, draw.coarse_flow, scaled(fields.color, 2), draw.low, draw.high, draw.smooth)
         return draw
 
     def _check(self, images: Tensor) -> None:
@@ -474,7 +474,7 @@ class Augmenter(PretrainedMixin):
             one, two = recolor(images, cast(Tensor, draw.coarse_color)).chunk(2)
             std = sum(self.config.std) / len(self.config.std)
             return float((one - two).abs().mean()) * std
-        one, two = resize_field(cast(Tensor, draw.coarse_flow), draw.size).chunk(2)
+        one, two = cast(Tensor, draw.flow()).chunk(2)
         return float((one - two).norm(dim=1).mean()) / self.config.size
 
     def extra_repr(self) -> str:

@@ -43,6 +43,8 @@ class Draw(NamedTuple):
     """Least value of an image, one number or one for each channel: 0 in the units of the images."""
     high: tuple[float, ...] = (1.0,)
     """Largest value of an image, likewise: 1 in the units of the images."""
+    smooth: bool = False
+    """Whether the flow is interpolated by splines, see :func:`~learned_aug.functional.resize_field`."""
 
     def apply(self, images: Tensor) -> Tensor:
         """Warp, then recolor (B, C, H, W): a new tensor in the dtype of `images`, float32 at least inside.
@@ -71,7 +73,7 @@ class Draw(NamedTuple):
                 recolor(part.to(out.dtype), color[k : k + chunk], out=values)
             else:
                 values.copy_(part)
-            values = warp(values, self.coarse_flow[k : k + chunk])
+            values = warp(values, self.coarse_flow[k : k + chunk], smooth=self.smooth)
             if color is not None and not whole:
                 values = recolor(values, color[k : k + chunk])
             if bounds is None:
@@ -97,12 +99,12 @@ class Draw(NamedTuple):
 
     def flow(self) -> Tensor | None:
         """The dense flow (B, 2, H, W)."""
-        return None if self.coarse_flow is None else resize_field(self.coarse_flow, self.size)
+        return None if self.coarse_flow is None else resize_field(self.coarse_flow, self.size, smooth=self.smooth)
 
     def warp(self, images: Tensor) -> Tensor:
         """The first half of :meth:`apply`, in float32 at least."""
         images = at_least_float32(images)
-        return images if self.coarse_flow is None else warp(images, self.coarse_flow)
+        return images if self.coarse_flow is None else warp(images, self.coarse_flow, smooth=self.smooth)
 
     def recolor(self, images: Tensor, original: Tensor | None = None) -> Tensor:
         """The second half of :meth:`apply`, in float32 at least; `original` are the images before the first half."""

@@ -61,15 +61,34 @@ def _positions(
 
 @constant
 def _interpolation(
-    h: int, w: int, height: int, width: int, dtype: torch.dtype, device: torch.device
+    h: int, w: int, height: int, width: int, smooth: bool, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Matrices (height, h) and (w, width) that interpolate linearly between h x w points, border on border."""
+    """Matrices (height, h) and (w, width) that interpolate between h x w points, border on border."""
+    basis = _spline if smooth else _linear
+    return basis(h, height).to(device, dtype), basis(w, width).T.contiguous().to(device, dtype)
 
-    def matrix(points: int, length: int) -> Tensor:
-        eye = torch.eye(points, dtype=dtype, device=device)
-        return F.interpolate(eye[None], length, mode="linear", align_corners=True)[0]
 
-    return matrix(h, height).T, matrix(w, width)
+def _linear(points: int, length: int) -> Tensor:
+    """What each of `points` adds to each of `length` positions, (length, points): piecewise linear."""
+    return F.interpolate(torch.eye(points, dtype=torch.float64)[None], length, mode="linear", align_corners=True)[0].T
+
+
+def _spline(points: int, length: int) -> Tensor:
+    """The same for the uniform cubic B-spline, continued beyond the border by straight lines.
+
+    Like linear interpolation it gives a constant and a linear sequence of points back, and the points at the border
+    themselves; it has no kinks, and does not pass through the inner points.
+    """
+    at = torch.linspace(0, points - 1, length, dtype=torch.float64)
+    cell = at.floor().clamp(max=max(0, points - 2))
+    t = (at - cell)[:, None]
+    weights = torch.cat([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], 1) / 6
+    index = cell.long()[:, None] + torch.arange(4)  # among the points with one more on either side
+    wide = torch.zeros(length, points + 2, dtype=torch.float64).scatter_(1, index, weights)
+    matrix = wide[:, 1:-1].clone()
+    matrix[:, :2] += wide[:, :1] * torch.tensor([2.0, -1.0], dtype=torch.float64)
+    matrix[:, -2:] += wide[:, -1:] * torch.tensor([-1.0, 2.0], dtype=torch.float64)
+    return matrix
 
 
 @constant
@@ -154,12 +173,13 @@ def smooth(field: Tensor, window: int = 4) -> Tensor:
     return sum((rows[..., k : k + width] for k in range(1, window)), rows[..., :width]) / window**2
 
 
-def resize_field(field: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize whose border points stay on the border, so that an affine flow stays exactly affine.
+def resize_field(field: Tensor, size: tuple[int, int], *, smooth: bool = False) -> Tensor:
+    """Bilinear or spline resize whose border points stay on the border, so that an affine flow stays exactly affine.
 
     Args:
         field: (..., h, w); a flow keeps its units, scaling it to the new image is the caller's business.
         size: (H, W) of the result.
+        smooth: interpolate by cubic B-splines, without kinks at the points, instead of linearly.
 
     Returns:
         (..., H, W) in float32 at least, under autocast too.
@@ -169,18 +189,19 @@ def resize_field(field: Tensor, size: tuple[int, int]) -> Tensor:
         return field.expand(*field.shape[:-2], *size)
     if torch.is_autocast_enabled(field.device.type):
         with torch.autocast(field.device.type, enabled=False):
-            return resize_field(field, size)
+            return resize_field(field, size, smooth=smooth)
     # For the few points of a control grid, two products with small matrices take a tenth of F.interpolate's time.
-    rows, columns = _interpolation(*field.shape[-2:], *size, field.dtype, field.device)
+    rows, columns = _interpolation(*field.shape[-2:], *size, smooth, field.dtype, field.device)
     return rows @ (field @ columns)
 
 
-def sampling_grid(flow: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+def sampling_grid(flow: Tensor, size: tuple[int, int] | None = None, *, smooth: bool = False) -> Tensor:
     """Add the identity to a flow and convert to grid_sample's units: (2 s + 1) / size - 1, ``align_corners=False``.
 
     Args:
         flow: (B, 2, h, w), (x, y), pixels.
         size: (H, W) of the image over which a coarser flow is interpolated; by default (h, w).
+        smooth: interpolate as :func:`resize_field` does with it.
 
     Returns:
         (B, H, W, 2), float32 at least; a view of two planes, which grid_sample reads as fast.
@@ -190,22 +211,23 @@ def sampling_grid(flow: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     flow = at_least_float32(flow)
     identity, scale = _identity_grid(h, w, height, width, flow.dtype, flow.device)
     # The identity is linear, so it may be added before the interpolation, where the points are few.
-    return resize_field(torch.addcmul(identity, flow, scale), (height, width)).permute(0, 2, 3, 1)
+    return resize_field(torch.addcmul(identity, flow, scale), (height, width), smooth=smooth).permute(0, 2, 3, 1)
 
 
-def warp(images: Tensor, flow: Tensor) -> Tensor:
+def warp(images: Tensor, flow: Tensor, *, smooth: bool = False) -> Tensor:
     """Sample images where the flow points, bilinearly; outside the image its border is repeated.
 
     Args:
         images: (B, C, H, W), floating.
         flow: (B, 2, h, w), (x, y), pixels of the images; interpolated if coarser than they are.
+        smooth: interpolate as :func:`resize_field` does with it.
 
     Returns:
         (B, C, H, W) in the dtype of `images`, computed in float32 at least. A sample whose flow is 0 everywhere comes
         back unchanged, to the last bit.
     """
     flow = flow if flow.dtype == images.dtype else flow.to(torch.promote_types(images.dtype, flow.dtype))
-    grid = sampling_grid(flow, (images.shape[-2], images.shape[-1]))
+    grid = sampling_grid(flow, (images.shape[-2], images.shape[-1]), smooth=smooth)
     source = images.to(grid.dtype)
     out = F.grid_sample(source, grid, mode="bilinear", padding_mode="border", align_corners=False)
     # grid_sample's units round, by 1e-5 px at 224, hence the identity by itself is not exact.
@@ -251,18 +273,19 @@ def recolor(images: Tensor, color: Tensor, out: Tensor | None = None) -> Tensor:
     return result if out is None else out.copy_(result)
 
 
-def warp_mask(masks: Tensor, flow: Tensor) -> Tensor:
+def warp_mask(masks: Tensor, flow: Tensor, *, smooth: bool = False) -> Tensor:
     """Sample masks where the flow points, nearest pixel; outside the image its border is repeated, as in :func:`warp`.
 
     Args:
         masks: (B, ..., H, W), any dtype: no value is converted.
         flow: (B, 2, h, w), (x, y), pixels of the masks; interpolated if coarser than they are.
+        smooth: interpolate as :func:`resize_field` does with it.
 
     Returns:
         (B, ..., H, W) in the dtype of `masks`.
     """
     height, width = masks.shape[-2:]
-    d = resize_field(flow, (height, width))
+    d = resize_field(flow, (height, width), smooth=smooth)
     x = (d[:, 0] + torch.arange(width, device=d.device)).round().long().clamp(0, width - 1)
     y = (d[:, 1] + torch.arange(height, device=d.device)[:, None]).round().long().clamp(0, height - 1)
     batch, channels = len(masks), masks.shape[1:-2].numel()

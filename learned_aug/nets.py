@@ -48,7 +48,7 @@ class AugmenterConfig:
     """Channels of the images. Three have a full color filter, others a gain and an offset for each channel."""
     size: int = 32
     """Side of the images of the fit, pixels. Any size works; the fields are interpolated to it."""
-    affine: Strength = (0.0, 0.25)
+    affine: Strength = (0.0, 0.0625)
     """Strength of an affine map of the whole image (rotation, shift, zoom, shear), a share of the image side (ours)."""
     warp: Strength = (0.0, 0.125)
     """Strength of the local warp, a share of the image side (ours: drawn for each image)."""

@@ -214,8 +214,8 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         flow = drawn.draw.coarse_flow.to(plain.device)
         if isinstance(inpt, tv_tensors.Mask):
             masks = plain.reshape(math.prod(drawn.lead), *plain.shape[len(drawn.lead) :])
-            return tv_tensors.wrap(warp_mask(masks, flow).view(plain.shape), like=inpt)
-        flow = resize_field(flow, drawn.draw.size)
+            return tv_tensors.wrap(warp_mask(masks, flow, smooth=drawn.draw.smooth).view(plain.shape), like=inpt)
+        flow = resize_field(flow, drawn.draw.size, smooth=drawn.draw.smooth)
         if isinstance(inpt, tv_tensors.BoundingBoxes):
             return _warp_boxes(inpt, flow)
         points, _ = warp_points(plain.reshape(1, -1, 2), flow)
