@@ -1,5 +1,6 @@
 """The command itself: usage, help, errors, terminals; and its small commands push and list."""
 
+import io
 import os
 import subprocess
 import sys
@@ -16,15 +17,6 @@ from tests.cli.conftest import MODEL
 from tests.weights.fake_hub import Hub
 
 MINE = [command for command in COMMANDS if command != "compare"]
-
-
-def in_process(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "learned_aug", *map(str, arguments)],
-        capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        timeout=120,
-    )
 
 
 def test_usage_mistakes_end_with_status_2(capsys):
@@ -110,21 +102,37 @@ def test_errors_of_several_lines_become_one():
 # Terminals without the characters
 
 
-@pytest.mark.parametrize("name", ["größe", "猫", "emoji 🐈", b"\xff".decode("utf-8", "surrogateescape")])
-def test_paths_outside_ascii_are_printed_on_an_ascii_terminal(tmp_path, name):
+@pytest.fixture
+def still(tmp_path):
     Augmenter(AugmenterConfig(channels=1, size=8)).save_pretrained(tmp_path / "aug")
-    folder = tmp_path / name
-    folder.mkdir()
-    picture = folder / "a.png"
-    PIL.Image.new("L", (8, 8)).save(picture)
-    out = folder / "grid.png"
-    done = in_process("preview", tmp_path / "aug", picture, "--out", out, "--side", "8", PYTHONIOENCODING="ascii")
+    PIL.Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    return tmp_path / "aug", tmp_path / "a.png", "--side", "8"
+
+
+@pytest.mark.parametrize("name", ["größe", "猫", "emoji 🐈", b"\xff".decode("utf-8", "surrogateescape")])
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_paths_are_printed_on_every_terminal(still, tmp_path, monkeypatch, name, encoding):
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    path = tmp_path / name / "grid.png"
+    assert main([*map(str, ["preview", *still, "--out", path])]) == 0
+    assert path.exists()
+    shown = out.buffer.getvalue().decode(encoding)
+    assert shown.startswith(f"Wrote {tmp_path}")
+    if encoding == "utf-8" and "\udcff" not in name:
+        assert str(path) in shown
+    assert main([*map(str, ["preview", still[0], tmp_path / name / "none.png", "--out", path])]) == 1
+    assert err.buffer.getvalue().startswith(b"learned-aug: No such file")
+
+
+def test_a_process_on_an_ascii_terminal_ends_well(still, tmp_path):
+    path = tmp_path / "größe 猫" / "grid.png"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "learned_aug", "preview", *map(str, still), "--out", str(path)]
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(b"Wrote ")
-    assert out.exists()
-    done = in_process("preview", tmp_path / "aug", folder / "none.png", "--out", out, PYTHONIOENCODING="ascii")
-    assert done.returncode == 1
-    assert done.stderr.startswith(b"learned-aug: No such file")
+    assert path.exists()
 
 
 def test_texts_that_are_no_utf_8_can_be_written():
