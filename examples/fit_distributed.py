@@ -17,9 +17,8 @@ import torch
 import torch.distributed as dist
 from torchvision.transforms import v2
 
-from learned_aug import fit
-from learned_aug.cli.demo import all_conv, digits
-from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig, RetrainConfig, retrain
+from learned_aug import DropoutConfig, FitConfig, PretrainConfig, RetrainConfig, fit, retrain
+from learned_aug.digits import all_conv, digits
 
 
 def main() -> None:
@@ -44,7 +43,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = all_conv(width=4).to(device)
     if dist.get_rank() == 0:
-        retrain(model, data["train"], RetrainConfig(steps=2 * args.steps), generator=torch.Generator().manual_seed(0))
+        retrain(model, data["train"], RetrainConfig(steps=2 * args.steps), seed=0)
     for tensor in model.state_dict().values():
         dist.broadcast(tensor, 0)
 
@@ -53,7 +52,7 @@ def main() -> None:
         data["train"],
         data["val"],
         baseline=crop,
-        config=FitConfig(pretrain=PretrainConfig(steps=args.steps), maximize=MaximizeConfig(steps=args.steps)),
+        config=FitConfig(pretrain=PretrainConfig(steps=args.steps), maximize=DropoutConfig(steps=args.steps)),
         checkpoint_dir=args.checkpoint_dir,
     )
     if dist.get_rank() == 0:

@@ -16,18 +16,8 @@ from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-import learned_aug
-from learned_aug.cli.demo import digits
-from learned_aug.fit import (
-    Comparison,
-    FitConfig,
-    MaximizeConfig,
-    PretrainConfig,
-    RetrainConfig,
-    SteeredDraws,
-    compare,
-    retrain,
-)
+from learned_aug import Comparison, DropoutConfig, FitConfig, RetrainConfig, SteeredDraws, compare, fit, retrain
+from learned_aug.digits import digits
 
 
 class Net(nn.Module):
@@ -63,10 +53,10 @@ def main(arguments: list[str] | None = None) -> Comparison:
     parser.add_argument("--out", default="my-augmenter", help="folder for the weights (%(default)s)")
     parser.add_argument("--data", help="folder of images; by default the digits of the package")
     parser.add_argument("--size", type=int, default=28, help="side of the images, pixels (%(default)s)")
-    parser.add_argument("--steps", type=int, default=600, help="of each training of the classifier (%(default)s)")
-    parser.add_argument("--fit-steps", type=int, default=200, help="of both stages of the fit (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the classifier and the fit (%(default)s)")
-    parser.add_argument("--trainings", type=int, default=1, help="of each arm that is compared (%(default)s)")
+    parser.add_argument("--steps", type=int, default=600, help="steps of each training of a classifier (%(default)s)")
+    parser.add_argument("--fit-steps", type=int, default=200, help="training steps of the fit (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the classifier and the fit (%(default)s)")
+    parser.add_argument("--trainings", type=int, default=1, help="trainings of each arm that is compared (%(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(arguments)
     data, channels, classes = load(args.data, args.size)
@@ -78,18 +68,9 @@ def main(arguments: list[str] | None = None) -> Comparison:
     schedule = RetrainConfig(steps=args.steps)
     torch.manual_seed(args.seed)
     model = fresh()
-    retrain(model, data["train"], schedule, baseline=crop)  # or the one that you have
-    result = learned_aug.fit(
-        model,
-        data["train"],
-        data["val"],
-        baseline=crop,
-        config=FitConfig(
-            seed=args.seed,
-            pretrain=PretrainConfig(steps=args.fit_steps),
-            maximize=MaximizeConfig(steps=args.fit_steps),
-        ),
-    )
+    retrain(model, data["train"], schedule, baseline=crop, seed=args.seed)  # or the one that you have
+    config = FitConfig(seed=args.seed, maximize=DropoutConfig(steps=args.fit_steps))
+    result = fit(model, data["train"], data["val"], baseline=crop, config=config)
     print(result)  # strength, diversity and predicted effect of each stage
 
     arms = {

@@ -4,9 +4,9 @@
     python examples/pictures.py --weights ./my-augmenter --out my-pictures
     python examples/pictures.py --weights cifar10-wrn --cifar10 ROOT      # as torchvision has it, or an ImageFolder
 
-For grey weights: digits.png (draws), traversal.png (from one draw to another), corrected.png (test digits that only
+For gray weights: digits.png (draws), traversal.png (from one draw to another), corrected.png (test digits that only
 training with the weights gets right), influence.png (predicted against actual changes of the validation loss) and
-curves.png (a short fit to the classifier of those two). For colour weights: cifar10.png and cifar10-traversal.png.
+curves.png (a short fit to the classifier of those two). For color weights: cifar10.png and cifar10-traversal.png.
 """
 
 import argparse
@@ -22,26 +22,30 @@ from torch.utils.data import TensorDataset
 from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.transforms import v2
 
-import learned_aug
-from learned_aug import Augmenter, LearnedAugment
-from learned_aug.cli.demo import all_conv, digits
-from learned_aug.fit import (
+from learned_aug import (
+    Augmenter,
+    DropoutConfig,
     FitConfig,
-    HeadBatch,
-    HeadTap,
     InfluenceConfig,
-    MaximizeConfig,
+    LearnedAugment,
     PretrainConfig,
     RetrainConfig,
+    fit,
+    retrain,
+)
+from learned_aug.cli.report import png
+from learned_aug.digits import all_conv, digits
+from learned_aug.influence import (
+    HeadProblem,
+    HeadTap,
     borrowed,
     collect,
     find_head,
     influence_aug,
+    predicted_val_drop,
     refit,
-    retrain,
-    solve_s_val,
+    solve,
 )
-from learned_aug.cli.report import png
 from learned_aug.viz import corrected_samples, diversity_grid, fit_curves, influence_scatter, tau_traversal
 
 CROP = v2.RandomCrop(28, padding=2)
@@ -51,8 +55,7 @@ def train(data: TensorDataset, steps: int, augment: LearnedAugment | None = None
     """The demo's classifier, from one start, with crops and, for half of each batch, `augment`."""
     torch.manual_seed(0)
     model = all_conv()
-    order = torch.Generator().manual_seed(0)
-    retrain(model, data, RetrainConfig(steps=steps), baseline=CROP, augment=augment, generator=order)
+    retrain(model, data, RetrainConfig(steps=steps), baseline=CROP, augment=augment)
     return model
 
 
@@ -74,29 +77,29 @@ def predicted_and_actual(
         (count,) and (count,).
     """
     images, labels = train.tensors
-    head = find_head(model)
-    with borrowed(model), HeadTap(model, head) as tap:
+    layer = find_head(model)
+    with borrowed(model), HeadTap(model, layer) as tap:
         before, on_val = (collect(tap, [data.tensors]) for data in (train, val))
         copies = collect(tap, [(augment(images[:count]), labels[:count])])
-    problem, solution = solve_s_val(before, on_val, head, InfluenceConfig())
+    problem = HeadProblem.from_batch(before, layer)
+    problem = replace(problem, weight_decay=InfluenceConfig().weight_decay * problem.mean_square_feature)
+    problem = refit(problem).problem
+    s_val = solve(problem, problem.validation_gradient(on_val), 0.0).value
 
-    def at(weights: nn.Module, batch: HeadBatch, rows: slice = slice(None)) -> HeadBatch:
-        features = batch.features[rows].double()
-        return HeadBatch(features, F.linear(features, weights.weight, weights.bias), batch.labels[rows])
+    def val_loss(problem: HeadProblem) -> Tensor:
+        return F.cross_entropy(problem.head(on_val.features.double(), on_val.labels).logits, on_val.labels)
 
-    def val_loss(weights: nn.Module) -> Tensor:
-        return F.cross_entropy(at(weights, on_val).logits, on_val.labels)
-
-    influence = influence_aug(solution.value, at(problem, copies), at(problem, before, slice(count)))
+    aug, orig = (problem.head(batch.features[:count].double(), batch.labels[:count]) for batch in (copies, before))
+    influence = influence_aug(s_val, aug, orig)
     actual = []
     for k in range(count):
         features = problem.features.clone()
         features[k] = copies.features[k]
         actual.append(val_loss(refit(replace(problem, features=features)).problem) - val_loss(problem))
-    return influence / len(labels), torch.stack(actual)
+    return -predicted_val_drop(influence, problem.n_train), torch.stack(actual)
 
 
-def grey(augmenter: Augmenter, steps: int, count: int) -> dict[str, PIL.Image.Image]:
+def gray(augmenter: Augmenter, steps: int, count: int) -> dict[str, PIL.Image.Image]:
     """The pictures of weights for digits, by file name."""
     data, augment = digits(), LearnedAugment(augmenter)
     config = augmenter.config
@@ -114,8 +117,8 @@ def grey(augmenter: Augmenter, steps: int, count: int) -> dict[str, PIL.Image.Im
     torch.manual_seed(0)
     predicted, actual = predicted_and_actual(model, augment, data["train"], data["val"], count)
     pictures["influence.png"] = drawn(influence_scatter(predicted, actual))
-    short = FitConfig(pretrain=PretrainConfig(steps=steps // 5), maximize=MaximizeConfig(steps=steps // 5))
-    result = learned_aug.fit(model, data["train"], data["val"], baseline=CROP, config=short, progress=False)
+    short = FitConfig(pretrain=PretrainConfig(steps=steps // 5), maximize=DropoutConfig(steps=steps // 5))
+    result = fit(model, data["train"], data["val"], baseline=CROP, config=short, progress=False)
     pictures["curves.png"] = drawn(fit_curves(result.history))
     return pictures
 
@@ -145,18 +148,18 @@ def main(arguments: list[str] | None = None) -> None:
     """Write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="mnist-cnn4", help="what from_pretrained takes (%(default)s)")
-    parser.add_argument("--cifar10", type=Path, metavar="ROOT", help="data for colour weights")
+    parser.add_argument("--cifar10", type=Path, metavar="ROOT", help="data for color weights")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder (%(default)s)")
     parser.add_argument("--steps", type=int, default=1000, help="of each training (%(default)s)")
     parser.add_argument("--count", type=int, default=100, help="of predicted changes (%(default)s)")
     args = parser.parse_args(arguments)
     augmenter = Augmenter.from_pretrained(args.weights)
     if augmenter.config.channels == 1:
-        pictures = grey(augmenter, args.steps, args.count)
+        pictures = gray(augmenter, args.steps, args.count)
     elif args.cifar10 is not None:
         pictures = color(augmenter, args.cifar10)
     else:
-        parser.error(f"{args.weights} are colour weights: name the folder of CIFAR-10 with --cifar10")
+        parser.error(f"{args.weights} are color weights: name the folder of CIFAR-10 with --cifar10")
     args.out.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         (args.out / name).write_bytes(png(picture))

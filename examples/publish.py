@@ -34,7 +34,7 @@ def main() -> None:
     """Publish, load the very commit, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="what save_pretrained wrote")
-    parser.add_argument("repo_id", help="user/name or organisation/name")
+    parser.add_argument("repo_id", help="user/name or organization/name")
     parser.add_argument("--private", action="store_true", help="make the repository private")
     args = parser.parse_args()
     augmenter = Augmenter.from_pretrained(args.folder)

@@ -2,7 +2,7 @@
 
     python examples/use_in_pipeline.py [FOLDER]
 
-FOLDER is what `save_pretrained` wrote, for grey 28 px images, as `learned-aug demo` does; without it an untrained
+FOLDER is what `save_pretrained` wrote, for gray 28 px images, as `learned-aug demo` does; without it an untrained
 augmenter stands in. Per sample is the simplest, in the collate function some ten times faster (one call for a batch, in
 the worker), on the device free of the workers.
 """
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
 from learned_aug import Augmenter, AugmenterConfig, LearnedAugment
-from learned_aug.cli.demo import digits
+from learned_aug.digits import digits
 
 
 class Digits(Dataset[tuple[object, int]]):

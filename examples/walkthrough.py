@@ -18,11 +18,18 @@ import torch
 from pictures import CROP, drawn, predicted_and_actual, train
 from torchvision.transforms import v2
 
-import learned_aug
-from learned_aug import Augmenter, AugmenterConfig, LearnedAugment
-from learned_aug.cli.demo import digits
-from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig, evaluate
+from learned_aug import (
+    Augmenter,
+    AugmenterConfig,
+    DropoutConfig,
+    FitConfig,
+    LearnedAugment,
+    PretrainConfig,
+    evaluate,
+    fit,
+)
 from learned_aug.cli.report import png
+from learned_aug.digits import digits
 from learned_aug.viz import diversity_grid, fit_curves, influence_scatter, tau_traversal
 
 OUT = Path(os.environ.get("WALKTHROUGH_OUT", "walkthrough"))
@@ -49,9 +56,9 @@ print(f"crops: {evaluate(model, data['test'])[0]:.2%} of the test digits wrong")
 # %% [markdown]
 # ## The augmenter
 #
-# An encoder E turns an image into a code tau of 128 numbers. Dropout strikes half of them: that is all the randomness
-# there is. A generator G turns the rest into a field of small affine maps, by which the image is warped, and for colour
-# images into a colour filter.
+# An encoder E turns an image into a code tau of 128 numbers. Dropout masks half of them: that is all the randomness
+# there is. A generator G turns the rest into a field of small affine maps, by which the image is warped, and for color
+# images into a color filter.
 #
 # Before any training it warps at random; `calibrate_` sets how strongly. This is the control that every result has to
 # beat.
@@ -64,7 +71,7 @@ kept = untrained.trace(images[1].expand(2, -1, -1, -1), noise).masks > 0
 print(f"kept in each of two draws: {kept.float().mean((1, 2)).tolist()}")
 
 # %% [markdown]
-# From one draw of the dropout to another, in ten steps. The colour of the field is the direction that a pixel is
+# From one draw of the dropout to another, in ten steps. The color of the field is the direction that a pixel is
 # fetched from, its purity the distance.
 
 # %%
@@ -97,14 +104,15 @@ print(f"sign right for {agree:.0%} of {len(predicted)} replacements")
 #
 # ## The fit
 #
-# Stage 1 trains E and G, as a relativistic GAN, to make images that look like the baseline's crops. In stage 3 E
-# learns for each image which units of the code to keep more often, and which less, so that draws come up which lower
-# the validation loss, as the influence predicts it. (The paper moves E and G themselves along the influence, which is
-# `MaximizeConfig(objective="linear")`; the README says how both do.)
+# Stage 1, the paper's, trains E and G, as a relativistic GAN, to make images that look like the baseline's crops (it
+# runs only if asked for, as here with `PretrainConfig`). In stage 3 E learns for each image which units of the code to
+# keep more often, and which less, so that draws come up which lower the validation loss, as the influence predicts it.
+# (The paper moves E and G themselves along the influence, which is `maximize=LinearConfig()`; the README says how both
+# do.)
 
 # %%
-config = FitConfig(pretrain=PretrainConfig(steps=STEPS // 4), maximize=MaximizeConfig(steps=STEPS // 4))
-result = learned_aug.fit(model, data["train"], data["val"], baseline=CROP, config=config, progress=False)
+config = FitConfig(pretrain=PretrainConfig(steps=STEPS // 4), maximize=DropoutConfig(steps=STEPS // 4))
+result = fit(model, data["train"], data["val"], baseline=CROP, config=config, progress=False)
 print(result)
 
 # %%

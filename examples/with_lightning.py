@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from use_in_pipeline import untrained
 
 from learned_aug import Augmenter
-from learned_aug.cli.demo import all_conv, digits
+from learned_aug.digits import all_conv, digits
 
 
 class Classifier(lightning.LightningModule):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from torchvision.transforms import v2
 
-from learned_aug import fit
-from learned_aug.cli.demo import all_conv, digits
-from learned_aug.fit import Event, FitConfig, MaximizeConfig, PretrainConfig, RetrainConfig, retrain
+from learned_aug import DropoutConfig, FitConfig, PretrainConfig, RetrainConfig, fit, retrain
+from learned_aug.digits import all_conv, digits
+from learned_aug.fit import Event
 
 
 def json_lines(path: Path) -> Callable[[Event], None]:
@@ -42,7 +42,7 @@ def main(path: Path = Path("fit.jsonl"), steps: int = 20) -> None:
     data, crop = digits(), v2.RandomCrop(28, padding=2)
     model = all_conv(width=4)
     retrain(model, data["train"], RetrainConfig(steps=10 * steps), baseline=crop)
-    config = FitConfig(pretrain=PretrainConfig(steps=steps), maximize=MaximizeConfig(steps=steps))
+    config = FitConfig(pretrain=PretrainConfig(steps=steps), maximize=DropoutConfig(steps=steps))
 
     log = json_lines(path)
     # TensorBoard (pip install tensorboard; from torch.utils.tensorboard import SummaryWriter):

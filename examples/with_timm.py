@@ -1,4 +1,4 @@
-"""timm's loader with a learned augmentation between its crop and its normalisation; needs `pip install timm`.
+"""timm's loader with a learned augmentation between its crop and its normalization; needs `pip install timm`.
 
 python examples/with_timm.py
 """

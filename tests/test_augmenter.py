@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learned_aug import Augmenter, AugmenterConfig
-from learned_aug.augmenter import CHUNK, _resize
+from learned_aug.augmenter import _resize
+from learned_aug.draw import CHUNK
 
 FORMS = [
     {},
@@ -45,7 +46,7 @@ def prototype(calibrated, config):
     augmenter = Augmenter(config, generator=seeded())
     if not calibrated:
         return augmenter
-    return augmenter.calibrate_(images(40, config), pixels=1.0, color=0.05, generator=seeded(1))
+    return augmenter.calibrate_(images(40, config), warp=1 / 32, color=0.05, generator=seeded(1))
 
 
 def build(calibrated=True, **config):
@@ -88,7 +89,7 @@ def test_batched_equals_unbatched(augmenter):
     x = images(5, augmenter.config, (40, 27))
     noise = augmenter.draw_noise(5)
     one_by_one = torch.cat([augmenter(x[k : k + 1], noise[k : k + 1]) for k in range(5)])
-    # 1e-5 of the range [0, 1], before normalisation.
+    # 1e-5 of the range [0, 1], before normalization.
     torch.testing.assert_close(augmenter(x, noise), one_by_one, atol=1e-5 / min(augmenter.config.std), rtol=0)
 
 
@@ -193,7 +194,7 @@ def test_pooled_augmenter_is_one_affine_warp_of_each_image():
 def test_pooled_augmenter_reaches_the_strength_of_an_unpooled_one():
     config = AugmenterConfig(pooled=True)
     x = images(40, config)
-    augmenter = Augmenter(config, generator=seeded()).calibrate_(x, pixels=4.0, color=0.2, generator=seeded(1))
+    augmenter = Augmenter(config, generator=seeded()).calibrate_(x, warp=0.125, color=0.2, generator=seeded(1))
     one, other = (augmenter.augment(x, generator=seeded(s)).flow for s in (2, 3))
     assert (one - other).norm(dim=1).mean() == pytest.approx(4.0, rel=0.2)
 
@@ -218,7 +219,7 @@ def test_gradients_reach_e_g_and_the_input_only_when_asked():
     augmenter.requires_grad_()
     augmenter(x.detach()).square().sum().backward()
     for name, p in augmenter.named_parameters():
-        if "keep" in name:  # whether a unit is kept has no derivative; fit.learn_dropout takes another way
+        if "keep" in name:  # whether a unit is kept has no derivative; fit.dropout takes another way
             assert p.grad is None
         else:
             assert p.grad.isfinite().all()
@@ -262,7 +263,7 @@ def test_calibration_reaches_its_targets_on_other_images_and_draws(form):
 
 @pytest.mark.parametrize(
     ("form", "count", "asked"),
-    [({"tau_dropout": 0.0}, 20, {}), ({}, 0, {}), ({}, 20, {"pixels": 50.0}), ({}, 20, {"color": 3.0})],
+    [({"tau_dropout": 0.0}, 20, {}), ({}, 0, {}), ({}, 20, {"warp": 1.5}), ({}, 20, {"color": 3.0})],
 )
 def test_a_calibration_that_cannot_succeed_says_so_and_changes_nothing(form, count, asked):
     augmenter = build(calibrated=False, **form)
@@ -412,8 +413,7 @@ def test_cpu_equals_gpu(form):
 @pytest.mark.parametrize("form", [{}, {"variant": "serial"}, {"pooled": True}], ids=str)
 def test_fields_grow_from_coarse_to_fine_without_a_jump(form):
     augmenter = build(fields="pixel", **form)
-    x = images(4, augmenter.config)
-    noise = augmenter.draw_noise(4)
+    x, noise = images(4, augmenter.config), augmenter.draw_noise(4)
     full = augmenter.augment(x, noise).flow
 
     def flow(level):
@@ -433,8 +433,7 @@ def test_fields_grow_from_coarse_to_fine_without_a_jump(form):
 
 def test_growth_ends_with_its_block_even_when_that_raises_and_leaves_control_grids_alone():
     augmenter, grid = build(fields="pixel"), build()
-    x = images(2, grid.config)
-    noise = grid.draw_noise(2)
+    x, noise = images(2, grid.config), grid.draw_noise(2)
     with grid.grown_to(2):
         assert torch.equal(grid(x, noise), build()(x, noise))
     with pytest.raises(KeyError), augmenter.grown_to(2):

@@ -1,4 +1,4 @@
-"""The examples run, on real digits and with few steps; those of pipelines in test_pipelines, publish in test_hub."""
+"""The examples run, on real digits and with few steps; pipelines are in test_pipelines, publish in weights/test_hub."""
 
 import re
 import runpy
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from learned_aug import Augmenter, AugmenterConfig, LearnedAugment
-from learned_aug.cli.demo import digits
+from learned_aug.digits import digits
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -56,7 +56,7 @@ def test_fit_your_classifier_reads_folders_of_images(example, tmp_path):
 
 
 @pytest.mark.slow
-def test_pictures_of_grey_weights_are_all_written_and_small(example, tmp_path, capsys):
+def test_pictures_of_gray_weights_are_all_written_and_small(example, tmp_path, capsys):
     folder = weights(tmp_path / "aug", channels=1, size=28, mean=(0.1,), std=(0.3,))
     example("pictures.py")["main"](["--weights", folder, "--out", str(tmp_path), "--steps", "20", "--count", "3"])
     written = sorted(path.name for path in tmp_path.glob("*.png"))
@@ -65,7 +65,7 @@ def test_pictures_of_grey_weights_are_all_written_and_small(example, tmp_path, c
     assert all(path.stat().st_size < 100_000 for path in tmp_path.glob("*.png"))
 
 
-def test_pictures_of_colour_weights_need_their_data(example, tmp_path, capsys):
+def test_pictures_of_color_weights_need_their_data(example, tmp_path, capsys):
     names = example("pictures.py")
     folder = weights(tmp_path / "aug", size=32)
     with pytest.raises(SystemExit):
@@ -74,7 +74,7 @@ def test_pictures_of_colour_weights_need_their_data(example, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "folder"])
-def test_pictures_of_colour_weights(example, tmp_path, layout):
+def test_pictures_of_color_weights(example, tmp_path, layout):
     names = example("pictures.py")
     folder, root = weights(tmp_path / "aug", size=32), tmp_path / "root"
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Geometry and colour against independent formulas, in float64 where possible."""
+"""Geometry and color against independent formulas, in float64 where possible."""
 
 import itertools
 import math
@@ -131,7 +131,7 @@ def test_recolor_into_equals_recolor_with_interpolated_fields(points):
 @pytest.mark.parametrize("scale", [0.0, 0.7])
 def test_gradients_of_warp_and_recolor_pass_gradcheck(scale):
     x = images(2, 3, 5, 6, dtype=torch.float64).requires_grad_()
-    # Off the pixel centres, where bilinear sampling has kinks; 0 checks the exact identity's gradient to the image.
+    # Off the pixel centers, where bilinear sampling has kinks; 0 checks the exact identity's gradient to the image.
     flow = (torch.rand(2, 2, 5, 6, dtype=torch.float64) * 0.5 + 0.2) * scale
     assert torch.autograd.gradcheck(lambda x: fn.warp(x, flow), x)
     if scale:
@@ -145,7 +145,7 @@ def test_a_still_sample_has_the_gradient_of_its_flow():
     still, almost = (torch.full((1, 2, 16, 16), v, dtype=torch.float64).requires_grad_() for v in (0.0, 1e-9))
     for flow in (still, almost):
         fn.warp(x, flow).square().sum().backward()
-    # Bilinear slopes differ left and right of a pixel centre; 1e-9 is right of it, and 0 counts as right of it too.
+    # Bilinear slopes differ left and right of a pixel center; 1e-9 is right of it, and 0 counts as right of it too.
     torch.testing.assert_close(still.grad[..., 1:-1, 1:-1], almost.grad[..., 1:-1, 1:-1], atol=1e-6, rtol=1e-6)
 
 
@@ -192,7 +192,7 @@ def test_points_are_inverted_exactly_on_smooth_flows(height, width, amplitude, s
 def test_points_follow_large_rotations(degrees):
     angle = math.radians(degrees)
     c, s = math.cos(angle), math.sin(angle)
-    # Rows first: s(q) - centre = R (q - centre).
+    # Rows first: s(q) - center = R (q - center).
     weight = torch.tensor([[c - 1, s, -s, c - 1]], dtype=torch.float64)[..., None, None].expand(1, 4, 65, 65)
     flow = fn.flow_field(weight, torch.zeros(1, 2, 65, 65, dtype=torch.float64))
     offsets = torch.tensor([[[10.0, 0.0], [0.0, 15.0], [-7.5, 3.25]]], dtype=torch.float64)

@@ -63,7 +63,7 @@ def test_config_survives_json(variant, fields, pooled):
         ({"mean": (float("nan"),)}, "mean"),
         ({"std": (0.0,)}, "std"),
         ({"version": 99}, "got 99"),
-        ({"colour": 1}, "unknown keys"),
+        ({"color": 1}, "unknown keys"),
         ({"mean": None}, "wrong type"),
     ],
 )
@@ -117,7 +117,7 @@ def test_grid_fields_are_bounded_and_pooled_fields_are_constant():
     assert torch.equal(pooled.warp, pooled.warp[..., :1, :1].expand_as(pooled.warp))
 
 
-def test_a_config_says_whether_it_recolours_and_normalises():
+def test_a_config_says_whether_it_recolors_and_normalizes():
     assert [AugmenterConfig(variant=variant).recolors for variant in VARIANTS] == [True, True, False, True]
     assert not AugmenterConfig(channels=1).recolors
     assert [AugmenterConfig(**v).normalizes for v in ({}, {"mean": (0.1,)}, {"std": (1.0, 1.0, 0.5)})] == [

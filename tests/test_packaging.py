@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from learned_aug import Augmenter, AugmenterConfig, weights
+from learned_aug import Augmenter, AugmenterConfig
+from learned_aug.weights import files as weights
 from learned_aug.weights.registry import Pretrained
 
 ROOT = Path(__file__).parents[1]
@@ -55,14 +56,14 @@ def with_weights(sources):
         data="MNIST",
         classifier="none",
         bytes=sum(map(len, files.values())),
-        licence="apache-2.0",
+        license="apache-2.0",
         error="not measured",
         repo_id="org/test",
         revision="a" * 40,
         config_sha256=weights.sha256(files["config.json"]),
         weights_sha256=weights.sha256(files["model.safetensors"]),
     )
-    with (sources / "learned_aug" / "registry.py").open("a") as table:
+    with (sources / "learned_aug" / "weights" / "registry.py").open("a") as table:
         table.write(f"\nPRETRAINED = (*PRETRAINED, {entry!r})\n")
     return sources
 

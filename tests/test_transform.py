@@ -21,15 +21,15 @@ FORMATS = [f.value for f in tv_tensors.BoundingBoxFormat]
 
 
 @functools.cache
-def prototype(config, pixels):
+def prototype(config, warp):
     generator = torch.Generator().manual_seed(0)
     augmenter = Augmenter(config, generator=generator)
     x = torch.rand(24, config.channels, config.size, config.size, generator=generator)
-    return augmenter.calibrate_(x, pixels=pixels, color=0.05, generator=generator)
+    return augmenter.calibrate_(x, warp=warp, color=0.05, generator=generator)
 
 
-def transform(p=1.0, strength=1.0, pixels=1.0, **config):
-    augmenter = prototype(AugmenterConfig(**{"tau_dim": 32, **config}), pixels)
+def transform(p=1.0, strength=1.0, warp=1 / 32, **config):
+    augmenter = prototype(AugmenterConfig(**{"tau_dim": 32, **config}), warp)
     return LearnedAugment(copy.deepcopy(augmenter), p=p, strength=strength)
 
 
@@ -79,10 +79,10 @@ def test_tensors_keep_type_dtype_shape_and_range(dtype, lead, size, wrap):
         assert out.max() <= (255 if dtype == torch.uint8 else 1)
 
 
-@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-def test_uint8_agrees_with_floats_to_one_level(normalised, dtype):
-    statistics = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)} if normalised else {}
+def test_uint8_agrees_with_floats_to_one_level(normalized, dtype):
+    statistics = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)} if normalized else {}
     aug, x = transform(**statistics), tensor(4, 3, 32, 32)
     out = seeded(aug, x).double()
     floats = seeded(aug, (x / 255).to(dtype)).double() * 255
@@ -99,7 +99,7 @@ def test_an_augmenter_that_saw_a_pil_image_can_still_be_trained(size):
     assert all(p.grad is not None for name, p in aug.augmenter.named_parameters() if "keep" not in name)
 
 
-def test_it_is_the_augmenter_between_normalise_and_denormalise():
+def test_it_is_the_augmenter_between_normalize_and_denormalize():
     aug = transform(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
     x = torch.rand(5, 3, 32, 32)
     mean, std = (torch.tensor(v)[:, None, None] for v in (aug.augmenter.config.mean, aug.augmenter.config.std))
@@ -163,8 +163,8 @@ def blob(height, width, cx, cy, rx, ry):
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("variant", ["spatial", "parallel"])
-def test_a_blob_its_mask_its_box_and_its_centre_move_together(seed, variant):
-    aug = transform(pixels=1.5, variant=variant)
+def test_a_blob_its_mask_its_box_and_its_center_move_together(seed, variant):
+    aug = transform(warp=3 / 64, variant=variant)
     inside = blob(96, 128, 66, 43, 24, 15)
     sample = {
         "image": tv_tensors.Image((inside * 255).to(torch.uint8).expand(3, -1, -1)),
@@ -187,8 +187,8 @@ def test_a_blob_its_mask_its_box_and_its_centre_move_together(seed, variant):
     assert (box[2:] >= tight[2:] - 1).all()
     assert (box - tight).abs().max() < 12
     if HAS_KEY_POINTS:
-        centre = torch.stack([x.float().mean(), y.float().mean()])
-        assert (out["points"][0, 0] - centre).norm() < 1.5
+        center = torch.stack([x.float().mean(), y.float().mean()])
+        assert (out["points"][0, 0] - center).norm() < 1.5
 
 
 class Constant(Augmenter):
@@ -232,12 +232,12 @@ def test_rotated_boxes_follow_a_rotation(name):
     c, s = np.cos(0.4), np.sin(0.4)
     weight = torch.tensor([[c - 1, s, -s, c - 1]])[..., None, None].expand(1, 4, 4, 4)
     flow = flow_field(weight, torch.zeros(1, 2, 4, 4), (60, 80)).float()
-    centre = torch.tensor([40.0, 30.0])
+    center = torch.tensor([40.0, 30.0])
     corners = torch.tensor([[-12.0, -6.0], [12.0, -6.0], [12.0, 6.0], [-12.0, 6.0]])
     turn = torch.tensor([[c, -s], [s, c]], dtype=torch.float32)
-    out = constant(flow)(tv_tensors.Image(tensor(3, 60, 80)), as_boxes((corners + centre).view(1, 8), name))[1]
+    out = constant(flow)(tv_tensors.Image(tensor(3, 60, 80)), as_boxes((corners + center).view(1, 8), name))[1]
     back = v2.functional.convert_bounding_box_format(out, new_format=tv_tensors.BoundingBoxFormat["XYXYXYXY"])
-    torch.testing.assert_close(back.as_subclass(torch.Tensor).view(4, 2), corners @ turn + centre, atol=2e-3, rtol=0)
+    torch.testing.assert_close(back.as_subclass(torch.Tensor).view(4, 2), corners @ turn + center, atol=2e-3, rtol=0)
 
 
 def test_boxes_that_leave_are_clamped_and_key_points_lie_outside_as_in_torchvision():
@@ -271,7 +271,7 @@ def test_no_boxes_no_points_and_empty_masks_pass():
 
 
 def test_batched_masks_follow_their_own_images():
-    aug = transform(variant="spatial", pixels=1.5)
+    aug = transform(variant="spatial", warp=3 / 64)
     inside = blob(64, 64, 30, 34, 14, 9).expand(4, -1, -1)
     images = tv_tensors.Image((inside[:, None] * 255).to(torch.uint8).expand(-1, 3, -1, -1))
     for masks in (tv_tensors.Mask(inside), tv_tensors.Mask(inside[:, None])):

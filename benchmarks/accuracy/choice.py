@@ -1,30 +1,39 @@
 """Controls: of `DrawChoice`, the same draws chosen by other rules; of learned dropout and steering, other gradients."""
 
 import copy
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 
-from learned_aug.fit import DrawChoice, SteeredDraws
 from learned_aug.fit.dropout import LearningDropout
 from learned_aug.influence.scores import unit_rms
+from learned_aug.training.choice import DrawChoice
+from learned_aug.training.snapshot import Snapshot
+from learned_aug.training.steer import SteeredDraws
 
 
-class Worst(DrawChoice):
+class Scored(DrawChoice):
+    """By another score than the snapshot's own."""
+
+    def renew(self):
+        super().renew()
+        own = self.snapshot.score
+        self.snapshot.score = lambda augmented, labels: self.score(own, augmented, labels)
+
+
+class Worst(Scored):
     """The draw of the worst predicted influence."""
 
-    def score(self, augmented, labels):
-        return -super().score(augmented, labels)
+    def score(self, own, augmented, labels):
+        return -own(augmented, labels)
 
 
 class Random(DrawChoice):
     """Any of the draws."""
 
-    def score(self, augmented, labels):
-        return torch.rand(len(augmented), device=augmented.device)
-
     def renew(self):
-        pass
+        self.snapshot = SimpleNamespace(score=lambda images, labels: torch.rand(len(images), device=images.device))
 
 
 class WithoutLoss(SteeredDraws):
@@ -32,15 +41,16 @@ class WithoutLoss(SteeredDraws):
 
     def direction(self, images, labels, masks):
         influence = super().direction(images, labels, masks)
-        self.val, val = None, self.val
+        followed = self.snapshot
+        self.snapshot = Snapshot(followed.tap, followed.label_smoothing)
         loss = super().direction(images, labels, masks)
-        self.val = val
+        self.snapshot = followed
         along = (influence * loss).flatten(1).mean(1)[:, None, None] * loss  # both of root mean square 1
         return unit_rms(influence - along)
 
 
-class Taught(SteeredDraws):
-    """Steered to a loss above that of a classifier trained before: draws that this one still recognises.
+class Taught(Scored, SteeredDraws):
+    """Steered to a loss above that of a classifier trained before: draws that this one still recognizes.
 
     The objective of TeachAugment (Suzuki, CVPR 2022).
     """
@@ -49,8 +59,8 @@ class Taught(SteeredDraws):
         super().__init__(*args, **options)
         self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
 
-    def score(self, augmented, labels):
-        return super().score(augmented, labels) - F.cross_entropy(self.teacher(augmented), labels, reduction="none")
+    def score(self, own, augmented, labels):
+        return own(augmented, labels) - F.cross_entropy(self.teacher(augmented), labels, reduction="none")
 
 
 class LearningHarderDropout(LearningDropout):

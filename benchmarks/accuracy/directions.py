@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from harness import Arm, fitted, numbers, provenance, train
 from torch.utils.data import TensorDataset
 
-from learned_aug.fit import SteeredDraws
+from learned_aug.training.steer import SteeredDraws
 
 TASKS = {"mnist": (mnist.TASK, mnist.SETTINGS), "cifar10": (cifar10.TASK, {**cifar10.SETTINGS, "per_class": 100})}
 MOMENTS = (0.2, 0.4, 0.6, 0.8, 1.0)

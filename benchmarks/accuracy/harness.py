@@ -28,18 +28,16 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from learned_aug import Augmenter, AugmenterConfig, fit, list_pretrained
-from learned_aug.fit import (
-    DrawChoice,
-    FitConfig,
-    InfluenceConfig,
-    MaximizeConfig,
-    PretrainConfig,
-    SteeredDraws,
-    borrowed,
-    find_head,
-)
-from learned_aug.runtime.data import Batches
+from learned_aug.fit.config import FitConfig
+from learned_aug.fit.dropout import DropoutConfig
+from learned_aug.fit.linear import LinearConfig
+from learned_aug.fit.pretrain import PretrainConfig
 from learned_aug.fit.stages import Tap
+from learned_aug.influence.head import borrowed, find_head
+from learned_aug.influence.s_val import InfluenceConfig
+from learned_aug.runtime.stream import Stream
+from learned_aug.training.choice import DrawChoice
+from learned_aug.training.steer import SteeredDraws
 
 RULES = {
     "best": DrawChoice,
@@ -52,19 +50,16 @@ RULES = {
     "without loss": WithoutLoss,
 }
 BY_LOSS = ("hardest", "harder", "taught")  # rules that follow the classifier's own loss, not the influence
-UNTRAINED, UNMAXIMIZED = PretrainConfig(steps=0), MaximizeConfig(steps=0)
+PRETRAIN, UNMAXIMIZED = PretrainConfig(), DropoutConfig(steps=0)
 STAGES = {  # of the fit that gives an augmenter: what differs from FitConfig
-    "untrained": {"pretrain": UNTRAINED, "maximize": UNMAXIMIZED},
-    "pretrained": {"maximize": UNMAXIMIZED},
-    "fitted": {},
-    "fitted, not pretrained": {"pretrain": UNTRAINED},
-    "fitted to harder": {"pretrain": UNTRAINED, "maximize": UNMAXIMIZED},  # and then LearningHarderDropout
-    "fitted to the control": {"pretrain": UNTRAINED},  # to a classifier trained with the untrained augmenter
-    "linear": {"maximize": MaximizeConfig(objective="linear", steps=200, batch_size=128)},
-    **{
-        f"fitted, tilt {tilt:g}": {"pretrain": UNTRAINED, "maximize": MaximizeConfig(tilt=tilt)}
-        for tilt in (0.75, 1.5, 3.0, 6.0)
-    },
+    "untrained": {"maximize": UNMAXIMIZED},
+    "pretrained": {"pretrain": PRETRAIN, "maximize": UNMAXIMIZED},
+    "fitted": {"pretrain": PRETRAIN},
+    "fitted, not pretrained": {},
+    "fitted to harder": {"maximize": UNMAXIMIZED},  # and then LearningHarderDropout
+    "fitted to the control": {},  # to a classifier trained with the untrained augmenter
+    "linear": {"pretrain": PRETRAIN, "maximize": LinearConfig(steps=200, batch_size=128)},
+    **{f"fitted, tilt {tilt:g}": {"maximize": DropoutConfig(tilt=tilt)} for tilt in (0.75, 1.5, 3.0, 6.0)},
 }
 
 FITTED = STAGES.keys() - {"untrained", "fitted to the control"}  # to the classifier of the heuristic
@@ -148,8 +143,8 @@ def evaluate(model, images, labels):
 
 def fit_config(seed, arm, args):
     """Of the fit that gives an augmenter; the untrained one needs no steps."""
-    color = {"spread_color": arm.strength * args.color} if hasattr(args, "color") else {}
-    return FitConfig(seed=seed, spread_pixels=arm.strength * args.pixels, **color, **STAGES[arm.source])
+    color = {"color": arm.strength * args.color} if hasattr(args, "color") else {}
+    return FitConfig(seed=seed, warp=arm.strength * args.pixels / 32, **color, **STAGES[arm.source])
 
 
 def fitted(task, data, args, seed, arm, model):
@@ -175,9 +170,10 @@ def fitted(task, data, args, seed, arm, model):
 
 def learn_harder(task, augmenter, data, args, seed, model):
     """Stage 3 of a default fit, towards a higher loss in place of a lower influence; in place."""
-    order, config = torch.Generator().manual_seed(seed), MaximizeConfig()
-    settings = {"batch_size": config.batch_size, "device": torch.device("cpu"), "shuffle": True, "generator": order}
-    batches = Batches(TensorDataset(*data), "train", baseline=task.baselines[task.heuristic], **settings).forever()
+    config = DropoutConfig()
+    settings = {"seed": seed, "batch_size": config.batch_size, "device": torch.device("cpu"), "shuffle": True}
+    baseline = task.baselines[task.heuristic]
+    batches = Stream(TensorDataset(*data), "train", "maximize", baseline=baseline, **settings)
     with borrowed(model), Tap(model, find_head(model), torch.bfloat16 if getattr(args, "amp", 0) else None) as tap:
         LearningHarderDropout(augmenter, tap, batches, None, None, config, seed=seed).run(lambda event: None)
 

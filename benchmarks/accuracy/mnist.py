@@ -20,7 +20,7 @@ from torchvision.datasets import MNIST
 from torchvision.transforms import v2
 
 from learned_aug import AugmenterConfig
-from learned_aug.cli.demo import all_conv
+from learned_aug.digits import all_conv
 
 
 def load(root, seed, per_class):

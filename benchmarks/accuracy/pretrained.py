@@ -19,10 +19,11 @@ import cifar10
 import mnist
 from harness import Arm, Task, fit_config, fitted, read, settings_of, train
 
-from learned_aug import Augmenter, CardFacts, weights
+from learned_aug import Augmenter, CardFacts
+from learned_aug.weights import files as weights
 from learned_aug.weights.card import CardResult, render
-from learned_aug.weights.registry import Pretrained
 from learned_aug.weights.files import CONFIG_NAME, WEIGHTS_NAME, sha256
+from learned_aug.weights.registry import Pretrained
 
 HERE = Path(__file__).parent
 FOLDERS = HERE.parents[1] / "pretrained"
@@ -172,7 +173,7 @@ def write_card(name, recipe):
 
 
 def entry(name, recipe):
-    """What belongs into the table of learned_aug/registry.py."""
+    """What belongs into the table of learned_aug/weights/registry.py."""
     files = {file: (FOLDERS / name / file).read_bytes() for file in (CONFIG_NAME, WEIGHTS_NAME)}
     own, control, alone = (
         f"{statistics.mean(e):.2f} %" if e else "not measured" for e in measured(name, recipe).values()
@@ -182,7 +183,7 @@ def entry(name, recipe):
         data=recipe.data,
         classifier=recipe.classifier,
         bytes=sum(map(len, files.values())),
-        licence="Apache-2.0",
+        license="Apache-2.0",
         error=f"test error {own} (untrained control {control}, {recipe.task.heuristic} {alone})",
         config_sha256=sha256(files[CONFIG_NAME]),
         weights_sha256=sha256(files[WEIGHTS_NAME]),

@@ -32,8 +32,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torchvision.transforms import v2
 
-from learned_aug.cli.demo import all_conv, digits
-from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig, RetrainConfig, fit, retrain
+from learned_aug.digits import all_conv, digits
+from learned_aug.fit.config import FitConfig
+from learned_aug.fit.dropout import DropoutConfig
+from learned_aug.fit.linear import LinearConfig
+from learned_aug.fit.pipeline import fit
+from learned_aug.fit.pretrain import PretrainConfig
+from learned_aug.training.retrain import RetrainConfig, retrain
 
 RESULTS = Path(__file__).parent / "results" / "distributed.json"
 STAGES = ("train features", "val features", "refit", "ihvp", "pretrain", "maximize")
@@ -59,7 +64,7 @@ def run(state, config, noisy=False):
     """Weights, s_val, seconds of each stage and CPU seconds of a fit."""
     torch.set_num_threads(1)
     if noisy:
-        for stage in ("gan", "maximize", "dropout"):
+        for stage in ("pretrain", "linear", "dropout"):
             add_noise(importlib.import_module(f"learned_aug.fit.{stage}"))
     model = all_conv(width=32)
     model.load_state_dict(state)
@@ -110,11 +115,10 @@ def apart(two, one):
     }
 
 
-def configured(pretrain, maximize, objective="dropout"):
+def configured(pretrain, maximize, form=DropoutConfig):
     """Settings for these numbers of steps."""
     return FitConfig(
-        pretrain=PretrainConfig(steps=pretrain, batch_size=128),
-        maximize=MaximizeConfig(objective=objective, steps=maximize, batch_size=128),
+        pretrain=PretrainConfig(steps=pretrain, batch_size=128), maximize=form(steps=maximize, batch_size=128)
     )
 
 
@@ -128,7 +132,7 @@ def main():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = all_conv(width=32)
-    retrain(model, digits()["train"], RetrainConfig(steps=100), generator=torch.Generator().manual_seed(0))
+    retrain(model, digits()["train"], RetrainConfig(steps=100), seed=0)
     state = model.state_dict()
 
     agreement = {}
@@ -138,7 +142,7 @@ def main():
         stages = {
             "stage 1": configured(steps, 0),
             "stage 3, dropout": configured(0, steps),
-            "stage 3, linear": configured(0, steps, "linear"),
+            "stage 3, linear": configured(0, steps, LinearConfig),
         }
         for stage, config in stages.items():
             one, two = (together(count, state, config)[0] for count in (1, 2))

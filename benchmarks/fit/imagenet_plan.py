@@ -29,17 +29,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from learned_aug import Augmenter, AugmenterConfig
-from learned_aug.fit import (
-    HeadBatch,
-    HeadProblem,
-    HeadTap,
-    MaximizeConfig,
-    PretrainConfig,
-    borrowed,
-    find_head,
-)
-from learned_aug.fit.pretrain import Pretraining
-from learned_aug.fit.linear import Maximizing
+from learned_aug.fit.linear import LinearConfig, Maximizing
+from learned_aug.fit.pretrain import PretrainConfig, Pretraining
+from learned_aug.influence.head import HeadBatch, HeadTap, borrowed, find_head
+from learned_aug.influence.problem import HeadProblem
 
 N, CLASSES, FEATURES, SIDE = 1_281_167, 1000, 2048, 224
 FORMS = {
@@ -115,10 +108,10 @@ def count(form: AugmenterConfig, images: int) -> dict[str, Any]:
         with torch.no_grad():
             tap(x)  # the first call also checks the model
             result["classifier"] = per_image(lambda: tap(x), images)
-        one, three = PretrainConfig(steps=2, batch_size=images), MaximizeConfig(steps=2)
+        one, three = PretrainConfig(steps=2, batch_size=images), LinearConfig(steps=2)
         stages = {
             "stage 1": Pretraining(augmenter, tap, stream(images), stream(images), one, seed=0),
-            "stage 3": Maximizing(augmenter, tap, stream(images), problem, ihvp, three, seed=0),
+            "stage 3": Maximizing(augmenter, tap, stream(images), problem.head, ihvp, three, seed=0),
         }
         augmenter.requires_grad_(True)  # as their run() does, after the copies that stay
         for name, training in stages.items():

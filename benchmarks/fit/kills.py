@@ -25,12 +25,16 @@ import torch
 from torch.utils.data import Subset
 from torchvision.transforms import v2
 
-from learned_aug.cli.demo import all_conv, digits
-from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig, RetrainConfig, fit, retrain
+from learned_aug.digits import all_conv, digits
 from learned_aug.fit.checkpoint import NAMES, decode, digest
+from learned_aug.fit.config import FitConfig
+from learned_aug.fit.dropout import DropoutConfig
+from learned_aug.fit.pipeline import fit
+from learned_aug.fit.pretrain import PretrainConfig
+from learned_aug.training.retrain import RetrainConfig, retrain
 
 RESULTS = Path(__file__).parent / "results" / "kills.json"
-CONFIG = FitConfig(pretrain=PretrainConfig(steps=12, batch_size=16), maximize=MaximizeConfig(steps=12, batch_size=16))
+CONFIG = FitConfig(pretrain=PretrainConfig(steps=12, batch_size=16), maximize=DropoutConfig(steps=12, batch_size=16))
 
 
 def outcome(result):
@@ -85,7 +89,7 @@ def main():
     torch.manual_seed(0)
     data, crop = digits(), v2.RandomCrop(28, padding=2)
     model = all_conv(width=4)
-    retrain(model, data["train"], RetrainConfig(steps=60), generator=torch.Generator().manual_seed(0))
+    retrain(model, data["train"], RetrainConfig(steps=60), seed=0)
     train, val = Subset(data["train"], range(100)), Subset(data["val"], range(1000))
     temporary = tempfile.TemporaryDirectory()
     root = Path(temporary.name)

@@ -30,23 +30,15 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 import learned_aug
-from learned_aug import demo
-from learned_aug.fit import (
-    CG,
-    FitConfig,
-    HeadBatch,
-    HeadTap,
-    InfluenceConfig,
-    MaximizeConfig,
-    PretrainConfig,
-    RetrainConfig,
-    borrowed,
-    collect,
-    find_head,
-    influence_up,
-    retrain,
-    solve_s_val,
-)
+from learned_aug.digits import all_conv, digits
+from learned_aug.fit.config import FitConfig
+from learned_aug.fit.dropout import DropoutConfig
+from learned_aug.fit.pretrain import PretrainConfig
+from learned_aug.influence.head import HeadBatch, HeadTap, borrowed, collect, find_head
+from learned_aug.influence.s_val import InfluenceConfig, solve_s_val
+from learned_aug.influence.scores import influence_up
+from learned_aug.influence.solvers import CG
+from learned_aug.training.retrain import RetrainConfig, retrain
 
 N_TRAIN, N_VAL = 50_000, 2_000
 CASES = [  # D, K, dtype of the cache
@@ -96,7 +88,7 @@ def measure(dim: int, classes: int, cache: str | None) -> dict[str, object]:
     ).requires_grad_(False)
     config = FitConfig(
         pretrain=PretrainConfig(steps=1),
-        maximize=MaximizeConfig(steps=1),
+        maximize=DropoutConfig(steps=1),
         influence=InfluenceConfig(
             weight_decay=DECAY[classes], cache_dtype=None if cache is None else getattr(torch, cache)
         ),
@@ -121,10 +113,10 @@ def measure(dim: int, classes: int, cache: str | None) -> dict[str, object]:
 
 def accuracy() -> list[dict[str, object]]:
     """Relative changes of s_val and of the training images' influences by the dtype of the cache; three classifiers."""
-    data, rows = demo.digits(), []
+    data, rows = digits(), []
     for seed in range(3):
         torch.manual_seed(seed)
-        model = demo.all_conv()
+        model = all_conv()
         retrain(model, data["train"], RetrainConfig(steps=400), baseline=v2.RandomCrop(28, padding=2))
         with borrowed(model), HeadTap(model, find_head(model)) as tap:
             features = collect(tap, DataLoader(data["train"], 200)).features.double()

@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "accuracy"))
 from cifar10 import BASELINES, TASK, load
 from resnets import residual_network
 
-from learned_aug.fit import RetrainConfig, fit, retrain
+from learned_aug.fit.pipeline import fit
+from learned_aug.training.retrain import RetrainConfig, retrain
 
 
 def main():

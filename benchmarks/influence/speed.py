@@ -35,9 +35,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from learned_aug.influence.head import HeadBatch
-from learned_aug.influence.solvers import CG, Direct, LiSSA, relative_damping, solve
-from learned_aug.influence.problem import HeadProblem, conjugate_gradients, mean_gradient
+from learned_aug.influence.cg import conjugate_gradients
+from learned_aug.influence.problem import HeadProblem
+from learned_aug.influence.solvers import CG, Direct, LiSSA, solve
+from learned_aug.influence.system import relative_damping
 
 RESIDUAL = 1e-3
 SIZES = {"medium": (640, 10, 50_000), "large": (2048, 1000, 20_000), "small": (64, 10, 50_000)}  # D, K, N
@@ -62,7 +63,7 @@ def make_problem(dim: int, classes: int, n: int) -> tuple[HeadProblem, Tensor]:
     features, labels = draw(5_000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of 1,000 classes some have no sample
-        return problem, mean_gradient(HeadBatch(features, F.linear(features, problem.weight), labels))
+        return problem, problem.validation_gradient(problem.head(features, labels))
 
 
 def linear(problem: HeadProblem) -> nn.Linear:

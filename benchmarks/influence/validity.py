@@ -34,9 +34,11 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from learned_aug.influence.head import HeadBatch, HeadTap, borrowed, collect, find_head
-from learned_aug.influence.solvers import CG, BlockDiagonal, PlainGradient, relative_damping, solve
+from learned_aug.influence.problem import HeadProblem
+from learned_aug.influence.refit import refit
 from learned_aug.influence.scores import check_stationary, influence_aug, influence_up
-from learned_aug.influence.problem import HeadProblem, mean_gradient, refit
+from learned_aug.influence.solvers import CG, BlockDiagonal, PlainGradient, solve
+from learned_aug.influence.system import relative_damping
 
 N_VAL, N_CHANGED = 5_000, 150
 # Training images, and weight decay of the head's loss, weight_decay / 2 |theta|^2. The features are large (mean |h|^2
@@ -154,7 +156,7 @@ def run(images: Tensor, labels: Tensor, n_train: int, seed: int) -> tuple[list[R
                 at(problem, HeadBatch(*(t[changed] for t in b)) if b is train_batch else b)
                 for b in (val_batch, train_batch, aug_batch)
             )
-            val_grad = mean_gradient(here_val)
+            val_grad = problem.validation_gradient(here_val)
             for name, factor, solver in [
                 *(("exact", f, CG(tolerance=1e-8)) for f in DAMPING),
                 ("block diagonal", 0.0, BlockDiagonal()),

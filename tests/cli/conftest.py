@@ -1,5 +1,7 @@
 """Real digits written as folders of PNG files, and what a short fit of the command line leaves."""
 
+import shutil
+
 import PIL.Image
 import pytest
 
@@ -30,6 +32,19 @@ def fitted(images, tmp_path_factory):
     arguments = ["fit", "--model", MODEL, "--train-steps", "60", "--data", str(images), "--out", str(out), *SHORT]
     assert main([*arguments, "--affine", "0", "--warp", "0.05", "--pretrain-steps", "2"]) == 0
     return out
+
+
+def arguments(fitted, data, out, *more):
+    """A fit of a second or two, of the classifier that `fitted` has."""
+    weights = ["--weights", fitted / "classifier.safetensors"]
+    return [*map(str, ["fit", "--model", MODEL, *weights, "--data", data, "--out", out, *SHORT, *more])]
+
+
+@pytest.fixture
+def some(images, tmp_path):
+    """A copy of the images that a test may spoil."""
+    shutil.copytree(images, tmp_path / "data")
+    return tmp_path / "data"
 
 
 @pytest.fixture

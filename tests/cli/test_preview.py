@@ -67,7 +67,9 @@ def test_preview_draws_a_traversal_of_a_color_image(tmp_path):
         assert picture.height == 5 * 50 + 2
 
 
-@pytest.mark.parametrize(("orientation", "red"), [(1, np.s_[:, :12]), (3, np.s_[:, 20:]), (6, np.s_[:12]), (8, np.s_[20:])])
+@pytest.mark.parametrize(
+    ("orientation", "red"), [(1, np.s_[:, :12]), (3, np.s_[:, 20:]), (6, np.s_[:12]), (8, np.s_[20:])]
+)
 def test_preview_shows_images_upright(still, tmp_path, orientation, red):
     exif = PIL.Image.Exif()
     exif[274] = orientation

@@ -13,9 +13,11 @@ from torchvision.transforms import v2
 
 import learned_aug
 from learned_aug import Augmenter, AugmenterConfig
-from learned_aug.fit import CG, CheckpointError, InfluenceConfig, MaximizeConfig
-from learned_aug.fit.checkpoint import NAMES, Checkpoint, decode, encode
-from learned_aug.fit.fingerprint import fingerprint
+from learned_aug.fit.checkpoint import NAMES, Checkpoint, CheckpointError, decode, encode, fingerprint
+from learned_aug.fit.dropout import DropoutConfig
+from learned_aug.fit.linear import LinearConfig
+from learned_aug.influence.s_val import InfluenceConfig
+from learned_aug.influence.solvers import CG
 
 ROOT = Path(__file__).parents[2]
 TREE = {
@@ -54,7 +56,7 @@ def test_latest_of_many_is_read_and_two_files_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:200], lambda b: b[:-3] + b"abc", lambda b: b""])
-def test_torn_file_is_recognised_and_the_one_before_is_used(tmp_path, damage):
+def test_torn_file_is_recognized_and_the_one_before_is_used(tmp_path, damage):
     writer = checkpoint(tmp_path)
     for k in range(2):
         writer.write({"k": k, "t": torch.arange(100)})
@@ -156,17 +158,17 @@ def test_fit_that_died_anywhere_goes_on_to_the_same_end(fitted, stage, step):
     assert resumed_at == step if stage in ("pretrain", "maximize") else resumed_at <= 1
 
 
-def test_both_objectives_of_stage_3_resume(fitted, tiny):
-    for objective in ("linear", "dropout"):
-        config = dataclasses.replace(tiny, maximize=MaximizeConfig(objective=objective, steps=4, batch_size=16))
+def test_both_forms_of_stage_3_resume(fitted, tiny):
+    for form in (LinearConfig, DropoutConfig):
+        config = dataclasses.replace(tiny, maximize=form(steps=4, batch_size=16))
 
         def die(event):
             if (event.stage, event.step) == ("maximize", 3):
                 raise Killed
 
         with pytest.raises(Killed):
-            fitted(objective, config=config, on_event=die)
-        assert_equal(fitted(objective, config=config), fitted(folder=None, config=config))
+            fitted(form.__name__, config=config, on_event=die)
+        assert_equal(fitted(form.__name__, config=config), fitted(folder=None, config=config))
 
 
 def test_resumed_loader_goes_on_where_it_was(fitted, few):
@@ -221,8 +223,16 @@ def changed(part, spoil):
 
 CHANGES = {
     "setting": (
-        lambda m, f, t: {"config": dataclasses.replace(t, maximize=MaximizeConfig(lr=1e-3))},
-        "config.maximize.lr was None, is 0.001",
+        lambda m, f, t: {"config": dataclasses.replace(t, maximize=DropoutConfig(lr=1e-3))},
+        "config.maximize.lr was 0.005, is 0.001",
+    ),
+    "form of stage 3": (
+        lambda m, f, t: {"config": dataclasses.replace(t, maximize=LinearConfig(steps=3, batch_size=32))},
+        "config.maximize.clip was nothing, is 1.0",
+    ),
+    "no stage 1": (
+        lambda m, f, t: {"config": dataclasses.replace(t, pretrain=None)},
+        "config.pretrain was nothing, is None",
     ),
     "solver": (
         lambda m, f, t: {"config": dataclasses.replace(t, influence=InfluenceConfig(solver=CG()))},

@@ -1,6 +1,11 @@
 import pytest
 
-from learned_aug.fit import FitConfig, InfluenceConfig, MaximizeConfig, PretrainConfig, RetrainConfig
+from learned_aug.fit.config import FitConfig
+from learned_aug.fit.dropout import DropoutConfig
+from learned_aug.fit.linear import LinearConfig
+from learned_aug.fit.pretrain import PretrainConfig
+from learned_aug.influence.s_val import InfluenceConfig
+from learned_aug.training.retrain import RetrainConfig
 
 
 @pytest.mark.parametrize(
@@ -9,18 +14,21 @@ from learned_aug.fit import FitConfig, InfluenceConfig, MaximizeConfig, Pretrain
         (PretrainConfig, {"batch_size": 1}),
         (PretrainConfig, {"lr_image": -1.0}),
         (InfluenceConfig, {"damping": float("nan")}),
-        (MaximizeConfig, {"steps": -1}),
-        (MaximizeConfig, {"objective": "quadratic"}),
-        (MaximizeConfig, {"lr": -1.0}),
-        (MaximizeConfig, {"tilt": 0.0}),
-        (MaximizeConfig, {"clip": 0.0}),
+        (DropoutConfig, {"steps": -1}),
+        (LinearConfig, {"steps": -1}),
+        (LinearConfig, {"lr": float("inf")}),
+        (DropoutConfig, {"lr": -1.0}),
+        (DropoutConfig, {"tilt": 0.0}),
+        (LinearConfig, {"clip": 0.0}),
         (RetrainConfig, {"mix": 1.5}),
         (RetrainConfig, {"label_smoothing": 1.5}),
         (InfluenceConfig, {"solver": "cg"}),
-        (MaximizeConfig, {"batch_size": 1}),
+        (DropoutConfig, {"batch_size": 1}),
         (PretrainConfig, {"steps": 1.5}),
         (RetrainConfig, {"steps": 0}),
-        (FitConfig, {"spread_pixels": 0.0}),
+        (FitConfig, {"warp": 0.0}),
+        (FitConfig, {"color": float("nan")}),
+        (FitConfig, {"batch_size": 1}),
     ],
 )
 def test_value_out_of_range_is_named(kind, values):
@@ -29,6 +37,23 @@ def test_value_out_of_range_is_named(kind, values):
         kind(**values)
 
 
-def test_stage_settings_of_another_stage_are_refused():
-    with pytest.raises(TypeError, match="PretrainConfig"):
-        FitConfig(pretrain=MaximizeConfig())
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("pretrain", DropoutConfig(), "of type PretrainConfig or None, got DropoutConfig"),
+        ("influence", None, "of type InfluenceConfig, got NoneType"),
+        ("maximize", PretrainConfig(), "of type DropoutConfig or LinearConfig, got PretrainConfig"),
+        ("maximize", "quadratic", "of type DropoutConfig or LinearConfig, got str"),
+    ],
+)
+def test_settings_of_another_stage_are_refused(part, value, message):
+    with pytest.raises(TypeError, match=rf"FitConfig\.{part} must be {message}"):
+        FitConfig(**{part: value})
+
+
+def test_papers_settings_are_the_gan_without_our_terms_and_the_linear_form():
+    paper = FitConfig.paper(seed=3)
+    assert paper.seed == 3
+    assert paper.pretrain == PretrainConfig(diversity_weight=0.0)
+    assert paper.maximize == LinearConfig()
+    assert (FitConfig().pretrain, FitConfig().maximize) == (None, DropoutConfig())

@@ -1,9 +1,10 @@
 import pytest
 import torch
+from torch import nn
 
-from learned_aug import Augmented, Augmenter, AugmenterConfig
-from learned_aug.fit import effective_rank, measure
-from learned_aug.fit.diagnostics import draw_distance, shared_change
+from learned_aug import Augmenter, AugmenterConfig
+from learned_aug.draw import Augmented
+from learned_aug.fit.diagnostics import draw_distance, effective_rank, measure, shared_change
 from learned_aug.influence.head import HeadTap, borrowed, find_head
 
 
@@ -41,19 +42,34 @@ def test_measured_figures_of_a_calibrated_augmenter(model, data):
     images, labels = (t[:64] for t in data["train"].tensors)
     generator = torch.Generator().manual_seed(0)
     augmenter = Augmenter(AugmenterConfig(channels=1, size=28), generator=generator)
-    augmenter.calibrate_(images, pixels=1.0, generator=generator)
+    augmenter.calibrate_(images, warp=1 / 32, generator=generator)
     with borrowed(model), HeadTap(model, find_head(model)) as tap:
         batches = [(images[:32], labels[:32]), (images[32:], labels[32:])]
         figures = measure(augmenter, tap, batches, generator=generator)
         still = measure(silenced(augmenter), tap, batches, generator=generator)
         logits = tap(images)[1]
-    assert figures["spread_px"] == pytest.approx(28 / 32, rel=0.1)  # one pixel at 32
-    assert figures["bias_px"] < 0.2 * figures["flow_px"]
+    assert figures["warp"] == pytest.approx(1 / 32, rel=0.1)
+    assert figures["shift"] < 0.2 * figures["flow"]
     assert figures["rank"] > 5
     assert figures["color"] == 0
-    assert still["flow_px"] == still["spread_px"] == still["bias_px"] == 0
+    assert still["flow"] == still["warp"] == still["shift"] == 0
     assert still["misclassified"] == pytest.approx(float((logits.argmax(1) != labels).float().mean()))
     assert "predicted_val_drop" not in figures
+
+
+@pytest.mark.parametrize("side", [16, 32])
+def test_strengths_are_shares_of_the_side_and_of_the_range_whatever_the_size_and_normalization(side):
+    generator = torch.Generator().manual_seed(0)
+    augmenter = Augmenter(AugmenterConfig(size=16, mean=(0.5,), std=(0.25,)), generator=generator)
+    images = nn.functional.interpolate(torch.rand(64, 3, 4, 4, generator=generator), (side, side), mode="bilinear")
+    images = (images - 0.5) / 0.25
+    augmenter.calibrate_(images, warp=0.05, color=0.1, generator=generator)
+    classifier = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 2))
+    with borrowed(classifier), HeadTap(classifier, classifier[2]) as tap:
+        batches = [(images, torch.zeros(64, dtype=torch.long))]
+        figures = measure(augmenter, tap, batches, generator=generator)
+    assert figures["warp"] == pytest.approx(0.05, rel=0.1)
+    assert figures["color"] == pytest.approx(0.1, rel=0.1)
 
 
 def silenced(augmenter):

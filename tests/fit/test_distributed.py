@@ -12,15 +12,16 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Su
 from torchvision.transforms import v2
 
 import learned_aug
-from learned_aug.cli.demo import all_conv, digits
-from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig
-from learned_aug.fit.dropout import LearningDropout
+from learned_aug.digits import all_conv, digits
+from learned_aug.fit.config import FitConfig
+from learned_aug.fit.dropout import DropoutConfig, LearningDropout
+from learned_aug.fit.pretrain import PretrainConfig
 from learned_aug.runtime.distributed import rank
-from tests.fit.processes import run_processes
+from tests.processes import run_processes
 
 ROOT = Path(__file__).parents[2]
 CONFIG = FitConfig(
-    pretrain=PretrainConfig(steps=6, batch_size=16), maximize=MaximizeConfig(steps=6, batch_size=32), batch_size=64
+    pretrain=PretrainConfig(steps=6, batch_size=16), maximize=DropoutConfig(steps=6, batch_size=32), batch_size=64
 )
 TOLERANCE = 1e-4  # relative; sums over a batch are rounded otherwise, and Adam passes that on
 

@@ -5,11 +5,10 @@ import pytest
 import torch
 
 from learned_aug import Augmenter, AugmenterConfig
-from learned_aug.fit import InfluenceConfig, MaximizeConfig, learn_dropout
-from learned_aug.runtime.data import Batches
-from learned_aug.fit.dropout import kl_to_prior
+from learned_aug.fit.dropout import DropoutConfig, LearningDropout, kl_to_prior
 from learned_aug.influence.head import HeadTap, borrowed, collect, find_head
-from learned_aug.influence.s_val import predicted_influence, solve_s_val
+from learned_aug.influence.s_val import InfluenceConfig, predicted_influence, solve_s_val
+from learned_aug.runtime.stream import Stream
 
 CPU = torch.device("cpu")
 
@@ -19,7 +18,7 @@ def influence(trained, data):
     """An open tap, the refitted head and s_val on the digits."""
     with borrowed(trained), HeadTap(trained, find_head(trained)) as tap:
         batches = (
-            collect(tap, Batches(data[name], name, batch_size=200, device=CPU), keep_logits=False)
+            collect(tap, Stream(data[name], name, "test", seed=0, batch_size=200, device=CPU).once(), keep_logits=False)
             for name in ("train", "val")
         )
         head, solution = solve_s_val(*batches, tap.head, InfluenceConfig())
@@ -29,14 +28,13 @@ def influence(trained, data):
 def build(data, **config):
     generator = torch.Generator().manual_seed(0)
     network = Augmenter(AugmenterConfig(channels=1, size=28, **config), generator=generator)
-    return network.calibrate_(data["train"].tensors[0][:64], pixels=1.0, generator=generator)
+    return network.calibrate_(data["train"].tensors[0][:64], warp=1 / 32, generator=generator)
 
 
 def run(influence, augmenter, data, config):
-    generator = torch.Generator().manual_seed(1)
-    batches = Batches(data["train"], "train", batch_size=64, device=CPU, shuffle=True, generator=generator).forever()
+    batches = Stream(data["train"], "train", "test", seed=1, batch_size=64, device=CPU, shuffle=True)
     events = []
-    learn_dropout(augmenter, influence[0], batches, *influence[1:], config, on_event=events.append)
+    LearningDropout(augmenter, influence[0], batches, *influence[1:], config, seed=0).run(events.append)
     return events
 
 
@@ -54,7 +52,7 @@ def mean_influence(influence, augmenter, images, labels, draws=8):
 def test_learned_draws_are_predicted_to_help_more_also_on_unseen_images_and_stay_diverse(influence, data):
     fixed = build(data)
     learned = copy.deepcopy(fixed)
-    events = run(influence, learned, data, MaximizeConfig(steps=200))
+    events = run(influence, learned, data, DropoutConfig(steps=200))
     assert events[-1].metrics["agreement"] > events[0].metrics["agreement"] + 0.1
     for name in ("train", "test"):
         images, labels = (t[:400] for t in data[name].tensors)
@@ -70,13 +68,13 @@ def test_learned_draws_are_predicted_to_help_more_also_on_unseen_images_and_stay
 def test_only_the_keep_layers_of_e_change(influence, data):
     augmenter = build(data)
     before = {name: t.clone() for name, t in augmenter.state_dict().items()}
-    run(influence, augmenter, data, MaximizeConfig(steps=2))
+    run(influence, augmenter, data, DropoutConfig(steps=2))
     changed = {name for name, t in augmenter.state_dict().items() if not torch.equal(t, before[name])}
     assert changed == {name for name in before if ".keep." in name}
     assert not any(p.requires_grad or p.grad is not None for p in augmenter.parameters())
 
 
-@pytest.mark.parametrize("config", [MaximizeConfig(steps=2, lr=0.0), MaximizeConfig(steps=0)])
+@pytest.mark.parametrize("config", [DropoutConfig(steps=2, lr=0.0), DropoutConfig(steps=0)])
 def test_learning_rate_0_or_no_steps_leave_e_as_it_is(influence, data, config):
     augmenter = build(data)
     before = {name: t.clone() for name, t in augmenter.state_dict().items()}
@@ -88,12 +86,12 @@ def test_learning_rate_0_or_no_steps_leave_e_as_it_is(influence, data, config):
 def test_dropout_that_cannot_learn_is_refused(influence, data, config):
     augmenter = Augmenter(AugmenterConfig(channels=1, size=28, **config))
     with pytest.raises(ValueError, match='dropout="learned" and tau_dropout > 0'):
-        run(influence, augmenter, data, MaximizeConfig(steps=1))
+        run(influence, augmenter, data, DropoutConfig(steps=1))
 
 
 def test_divergence_is_named(influence, data):
-    with pytest.raises(RuntimeError, match=r"maximize diverged.*lower MaximizeConfig.lr"):
-        run(influence, build(data), data, MaximizeConfig(steps=9, lr=1e30))
+    with pytest.raises(RuntimeError, match=r"maximize diverged.*lower DropoutConfig.lr"):
+        run(influence, build(data), data, DropoutConfig(steps=9, lr=1e30))
 
 
 def test_kl_is_that_of_independent_units():

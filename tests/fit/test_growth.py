@@ -14,9 +14,11 @@ from torchvision.transforms import v2
 
 import learned_aug
 from learned_aug import Augmenter, AugmenterConfig
-from learned_aug.fit import FitConfig, MaximizeConfig, PretrainConfig, RetrainConfig, retrain
-from learned_aug.fit.pretrain import Pretraining, growth_level
+from learned_aug.fit.config import FitConfig
+from learned_aug.fit.dropout import DropoutConfig
+from learned_aug.fit.pretrain import PretrainConfig, Pretraining, growth_level
 from learned_aug.influence.head import HeadTap, borrowed, find_head
+from learned_aug.training.retrain import RetrainConfig, retrain
 
 
 def test_levels_are_held_then_blended_and_end_at_full_resolution():
@@ -98,7 +100,7 @@ def test_growth_of_control_grids_is_refused_with_a_remedy(model):
 
 
 def photograph_crops(count, seed):
-    """Crops of 224 pixels of a photograph; the label is the half, upper or lower, that a crop's centre is in."""
+    """Crops of 224 pixels of a photograph; the label is the half, upper or lower, that a crop's center is in."""
     with cbook.get_sample_data("grace_hopper.jpg") as file:
         photograph = torch.from_numpy(np.array(PIL.Image.open(file).convert("RGB"))).permute(2, 0, 1) / 255
     generator = torch.Generator().manual_seed(seed)
@@ -118,7 +120,7 @@ def test_the_imagenet_form_is_fitted_to_a_classifier_of_photographs():
     retrain(model, train, RetrainConfig(steps=20, batch_size=8))
     form = AugmenterConfig(size=224, fields="pixel")
     assert (form.depth, form.encoder_side) == (8, 224)
-    spreads = []
+    warps = []
     result = learned_aug.fit(
         model,
         train,
@@ -127,13 +129,13 @@ def test_the_imagenet_form_is_fitted_to_a_classifier_of_photographs():
         augmenter=form,
         config=FitConfig(
             pretrain=PretrainConfig(steps=6, batch_size=4, growth=0.7),
-            maximize=MaximizeConfig(steps=2, batch_size=4),
+            maximize=DropoutConfig(steps=2, batch_size=4),
             batch_size=8,
         ),
         progress=False,
-        on_event=lambda event: spreads.append(event.metrics["spread_px"]) if event.stage == "pretrain" else None,
+        on_event=lambda event: warps.append(event.metrics["warp"]) if event.stage == "pretrain" else None,
     )
-    assert spreads[0] < 0.6 * spreads[-1]  # the fields began coarse and ended at full resolution
+    assert warps[0] < 0.6 * warps[-1]  # the fields began coarse and ended at full resolution
     fitted, untrained = result.augmenter, result.untrained
     assert len(fitted.stages[0].encoder.convs) == len(fitted.stages[0].generator.deconvs) == 8
     assert not torch.equal(fitted.stages[0].encoder.convs[0].weight, untrained.stages[0].encoder.convs[0].weight)

@@ -18,7 +18,11 @@ from torch.utils.data import TensorDataset
 from torchvision import models
 
 import learned_aug
-from learned_aug.fit import FitConfig, HeadTap, InfluenceConfig, MaximizeConfig, PretrainConfig, borrowed, find_head
+from learned_aug.fit.config import FitConfig
+from learned_aug.fit.dropout import DropoutConfig
+from learned_aug.fit.pretrain import PretrainConfig
+from learned_aug.influence.head import HeadTap, borrowed, find_head
+from learned_aug.influence.s_val import InfluenceConfig
 
 CLASSES = 4
 
@@ -35,7 +39,7 @@ def tiny() -> FitConfig:
     """One step of each stage."""
     return FitConfig(
         pretrain=PretrainConfig(steps=1, batch_size=8),
-        maximize=MaximizeConfig(steps=1, batch_size=8),
+        maximize=DropoutConfig(steps=1, batch_size=8),
         influence=InfluenceConfig(weight_decay=1.0),
     )
 
@@ -207,9 +211,9 @@ class LowRank(nn.Module):
         return out
 
 
-def quantised() -> nn.Module:
+def quantized() -> nn.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that torch's own quantisation moves to another package
+        warnings.simplefilter("ignore")  # that torch's own quantization moves to another package
         model: nn.Module = torch.ao.quantization.quantize_dynamic(small(), {nn.Linear})
     return model
 
@@ -258,7 +262,7 @@ UNUSUAL: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "batch statistics": (
         lambda: nn.Sequential(small()[:-1], nn.BatchNorm1d(32, track_running_stats=False), nn.Linear(32, CLASSES)),
-        "normalisation over the batch; features must depend on their image alone",
+        "normalization over the batch; features must depend on their image alone",
     ),
     "noise at evaluation": (
         lambda: Ending(lambda fc, h: fc(F.dropout(h, 0.5))),
@@ -266,9 +270,9 @@ UNUSUAL: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "spectral norm": (
         lambda: Ending(lambda fc, h: fc(h), parametrizations.spectral_norm(nn.Linear(32, CLASSES))),
-        "must be free to move, got one parametrised by SpectralNorm: .*; use .*remove_parametrizations",
+        "must be free to move, got one parametrized by SpectralNorm: .*; use .*remove_parametrizations",
     ),
-    "quantised": (quantised, "found only .*LinearPackedParams.*fit a quantised model before it is quantised"),
+    "quantized": (quantized, "found only .*LinearPackedParams.*fit a quantized model before it is quantized"),
     "integer weights": (integer_weights, "weight must be floating, got torch.int8; fit the model before"),
     "not a number": (
         lambda: Ending(lambda fc, h: fc(h / 0)),

@@ -19,17 +19,14 @@ from torch.utils.data import (
 
 import learned_aug
 from learned_aug import Augmenter, AugmenterConfig
-from learned_aug.fit import (
-    DrawChoice,
-    FitConfig,
-    InfluenceConfig,
-    MaximizeConfig,
-    PretrainConfig,
-    RetrainConfig,
-    retrain,
-)
+from learned_aug.fit.config import FitConfig
+from learned_aug.fit.dropout import DropoutConfig
 from learned_aug.fit.pipeline import _on_device
+from learned_aug.fit.pretrain import PretrainConfig
+from learned_aug.influence.s_val import InfluenceConfig
 from learned_aug.runtime.stream import Stream
+from learned_aug.training.choice import DrawChoice
+from learned_aug.training.retrain import RetrainConfig, retrain
 
 
 def snapshot(model):
@@ -69,9 +66,9 @@ def test_fit_gives_augmenters_diagnostics_and_history_and_leaves_the_model_as_it
     assert list(result.diagnostics) == ["untrained", "pretrained", "fitted"]
     for figures in result.diagnostics.values():
         assert set(figures) == {
-            "flow_px",
-            "spread_px",
-            "bias_px",
+            "flow",
+            "warp",
+            "shift",
             "rank",
             "color",
             "misclassified",
@@ -83,7 +80,7 @@ def test_fit_gives_augmenters_diagnostics_and_history_and_leaves_the_model_as_it
     assert result.solution.converged
     images = few[0].dataset.tensors[0][:16]
     assert not torch.equal(result.augmenter(images), images)
-    assert "spread_px" in str(result)
+    assert "warp" in str(result)
 
 
 def test_controls_share_the_start_and_differ_by_their_training(model, few, crop, tiny):
@@ -98,17 +95,15 @@ def test_controls_share_the_start_and_differ_by_their_training(model, few, crop,
 
 
 def test_learning_rates_of_0_give_back_the_untrained_control(model, few, crop):
-    config = FitConfig(
-        pretrain=PretrainConfig(steps=2, batch_size=16, lr=0.0), maximize=MaximizeConfig(steps=2, lr=0.0)
-    )
+    config = FitConfig(pretrain=PretrainConfig(steps=2, batch_size=16, lr=0.0), maximize=DropoutConfig(steps=2, lr=0.0))
     result = learned_aug.fit(model, *few, baseline=crop, config=config, progress=False)
     states = [a.state_dict() for a in (result.untrained, result.augmenter)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_fit_starts_from_given_networks_without_stage_1_and_leaves_them(model, few, crop, tiny):
-    unmimicking = dataclasses.replace(tiny, pretrain=PretrainConfig(steps=0))
-    expected = learned_aug.fit(model, *few, baseline=crop, config=unmimicking, progress=False)
+    without_stage_1 = dataclasses.replace(tiny, pretrain=None)
+    expected = learned_aug.fit(model, *few, baseline=crop, config=without_stage_1, progress=False)
     given = expected.untrained
     before = {name: value.clone() for name, value in given.state_dict().items()}
     result = learned_aug.fit(model, *few, baseline=crop, augmenter=given, config=tiny, progress=False)
@@ -123,6 +118,16 @@ def test_fit_starts_from_given_networks_without_stage_1_and_leaves_them(model, f
     assert any(not torch.equal(value, before[name]) for name, value in result.augmenter.state_dict().items())
     without = learned_aug.fit(model, *few, augmenter=given, config=tiny, progress=False)  # warns of nothing missing
     assert not torch.equal(without.solution.value, result.solution.value)
+
+
+def test_stage_1_runs_only_if_asked_for(model, few, crop, tiny):
+    result = learned_aug.fit(model, *few, baseline=crop, config=FitConfig(maximize=tiny.maximize), progress=False)
+    assert "pretrain" not in {event.stage for event in result.history}
+    untrained, pretrained = (a.state_dict() for a in (result.untrained, result.pretrained))
+    assert all(torch.equal(untrained[name], pretrained[name]) for name in untrained)
+    assert result.diagnostics["untrained"] == result.diagnostics["pretrained"] != result.diagnostics["fitted"]
+    # Without a baseline nothing is missed, so there is no warning (which would be an error here).
+    learned_aug.fit(model, *few, config=FitConfig(maximize=tiny.maximize), progress=False)
 
 
 class Noisy(Dataset):
@@ -189,12 +194,12 @@ def test_images_that_are_not_square_and_fewer_than_a_batch_are_fitted(tiny):
     assert result.augmenter(images[:2]).shape == (2, 3, 12, 20)
 
 
-def test_normalised_images_need_their_normalisation_stated(model, few, crop, tiny):
-    def normalised(part):
+def test_normalized_images_need_their_normalization_stated(model, few, crop, tiny):
+    def normalized(part):
         images = torch.stack([image for image, _ in part])
         return TensorDataset((images - 0.13) / 0.31, torch.tensor([label for _, label in part]))
 
-    data = [normalised(part) for part in few]
+    data = [normalized(part) for part in few]
     with pytest.raises(ValueError, match=r"\[0, 1\].*got \[-0\.\d+, 2\.\d+\].*mean="):
         learned_aug.fit(model, *data, baseline=crop, config=tiny, progress=False)
     config = AugmenterConfig(channels=1, size=28, mean=(0.13,), std=(0.31,))
@@ -230,7 +235,7 @@ def test_imbalanced_classes_are_fitted_and_a_weighted_sampler_counts_as_it_draws
     labels = data["train"].tensors[1]
     rare = (labels == 3).nonzero().flatten().tolist()
     train = Subset(data["train"], (labels == 7).nonzero().flatten().tolist()[:50] + rare[:1])
-    config = dataclasses.replace(tiny, pretrain=PretrainConfig(steps=0))
+    config = dataclasses.replace(tiny, pretrain=None)
     plain = learned_aug.fit(model, train, few[1], baseline=lambda x: x, config=config, progress=False)
     assert all(math.isfinite(value) for value in plain.diagnostics["fitted"].values())
 
@@ -273,7 +278,7 @@ def test_another_device_gets_a_copy_of_the_model_and_its_own_does_not(model, few
 
 
 @pytest.mark.parametrize("config", [{}, {"variant": "serial"}, {"variant": "appearance"}, {"fields": "pixel"}])
-def test_colour_images_and_every_variant_fit(config, crop, tiny):
+def test_color_images_and_every_variant_fit(config, crop, tiny):
     torch.manual_seed(0)
     images, labels = torch.rand(1040, 3, 16, 16), torch.randint(4, (1040,))
     images[:, 0] += labels[:, None, None] / 4  # something to learn
@@ -288,9 +293,9 @@ def test_colour_images_and_every_variant_fit(config, crop, tiny):
         config=tiny,
         progress=False,
     )
-    warps, colours = result.diagnostics["fitted"]["flow_px"] > 0, result.diagnostics["fitted"]["color"] > 0
+    warps, recolors = result.diagnostics["fitted"]["flow"] > 0, result.diagnostics["fitted"]["color"] > 0
     assert warps == (config.get("variant") != "appearance")
-    assert colours
+    assert recolors
 
 
 def test_head_as_found_gives_another_solution_and_a_warning_that_it_is_not_stationary(model, few, crop, tiny):

@@ -5,10 +5,16 @@ import torch
 import torch.nn.functional as F
 
 from learned_aug import Augmenter, AugmenterConfig
-from learned_aug.fit import PretrainConfig, pretrain, ragan_d_loss, ragan_g_loss
-from learned_aug.runtime.data import Batches
-from learned_aug.fit.pretrain import FeatureDiscriminator, ImageDiscriminator
+from learned_aug.fit.pretrain import (
+    FeatureDiscriminator,
+    ImageDiscriminator,
+    PretrainConfig,
+    Pretraining,
+    ragan_d_loss,
+    ragan_g_loss,
+)
 from learned_aug.influence.head import HeadTap, borrowed, find_head
+from learned_aug.runtime.stream import Stream
 
 CPU = torch.device("cpu")
 
@@ -41,20 +47,18 @@ def test_discriminators_give_one_logit_per_image(channels, side):
 def run(model, data, crop, config, *, seed=0):
     """Pretrain on the digits; returns the augmenter before and after, and the events."""
     generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)  # of the crops
     augmenter = Augmenter(AugmenterConfig(channels=1, size=28), generator=generator)
     augmenter.calibrate_(data["train"].tensors[0][:64], generator=generator)
     before = {name: t.clone() for name, t in augmenter.state_dict().items()}
 
-    def stream(baseline):
-        batches = Batches(
-            data["train"], "train", batch_size=32, device=CPU, baseline=baseline, shuffle=True, generator=generator
-        )
-        return batches.forever()
+    def stream(use, baseline):
+        options = {"batch_size": 32, "device": CPU, "baseline": baseline, "shuffle": True}
+        return Stream(data["train"], "train", use, seed=seed, **options)
 
     events = []
     with borrowed(model), HeadTap(model, find_head(model)) as tap:
-        pretrain(augmenter, tap, stream(None), stream(crop), config, seed=seed, on_event=events.append)
+        streams = stream("sources", None), stream("reals", crop)
+        Pretraining(augmenter, tap, *streams, config, seed=seed).run(events.append)
     return before, augmenter, events
 
 
@@ -69,7 +73,7 @@ def test_pretraining_repeats_with_its_seed_moves_the_networks_and_leaves_them_fr
     )
     assert not any(p.requires_grad or p.grad is not None for p in one.parameters())
     assert [(e.step, e.total) for e in events] == [(k, 4) for k in (1, 2, 3, 4)]
-    assert set(events[0].metrics) == {"d_image", "d_feature", "g_image", "g_feature", "spread_px"}
+    assert set(events[0].metrics) == {"d_image", "d_feature", "g_image", "g_feature", "warp"}
 
 
 def test_learning_rate_0_leaves_the_networks_as_they_are(model, data, crop):
@@ -86,5 +90,5 @@ def test_no_steps_read_no_data(model, data, crop):
 @pytest.mark.slow
 def test_pretraining_keeps_draws_diverse(model, data, crop):
     _, _, events = run(model, data, crop, PretrainConfig(steps=60, batch_size=32, lr=3e-4))
-    first, last = events[0].metrics["spread_px"], events[-1].metrics["spread_px"]
+    first, last = events[0].metrics["warp"], events[-1].metrics["warp"]
     assert last > 0.7 * first

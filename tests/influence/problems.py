@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from learned_aug.influence.problem import HeadProblem
+from learned_aug.influence.head import HeadBatch
+from learned_aug.influence.problem import HeadProblem, residuals
 
 KINDS = ("plain", "imbalanced", "duplicated features", "more features than samples", "near one-hot")
 
@@ -87,7 +90,23 @@ def dense_hessian(problem: HeadProblem) -> Tensor:
 
 
 def dense_solution(problem: HeadProblem, rhs: Tensor, damping: float) -> Tensor:
-    """(H + damping)^-1 rhs by an LU factorisation in float64, of one matrix or a stack."""
+    """(H + damping)^-1 rhs by an LU factorization in float64, of one matrix or a stack."""
     h = dense_hessian(problem)
     h.diagonal().add_(damping)
     return torch.linalg.solve(h, rhs.double().reshape(-1, len(h)).T).T.reshape(rhs.shape)
+
+
+def influence_up_params(
+    inverse: Callable[[Tensor], Tensor], batch: HeadBatch, bias: bool = True, label_smoothing: float = 0.0
+) -> Tensor:
+    """Influence of up-weighting each sample on the head itself, Eq. 12: -H^-1 grad l, (B, K, D + 1).
+
+    Args:
+        inverse: (H + damping)^-1, of a stack (B, K, D + 1).
+        batch: features (B, D), logits (B, K), labels (B,).
+        bias: whether the head has one.
+        label_smoothing: of the training loss.
+    """
+    h = batch.features if not bias else F.pad(batch.features, (0, 1), value=1.0)
+    r = residuals(batch.logits, batch.labels, label_smoothing)
+    return -inverse(r[:, :, None] * h.to(r.dtype)[:, None, :])

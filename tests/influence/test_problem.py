@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from learned_aug.runtime.events import Event
 from learned_aug.influence.head import HeadBatch
-from learned_aug.influence.problem import HeadProblem, mean_gradient, refit
+from learned_aug.influence.problem import HeadProblem
+from learned_aug.influence.refit import refit
+from learned_aug.runtime.events import Event
 
 from .problems import KINDS, autograd_loss, dense_hessian, random_problem
 
@@ -24,6 +26,9 @@ OPTIONS = st.fixed_dictionaries(
         "weight_decay": st.sampled_from([0.0, 0.03]),
     }
 )
+
+
+PLAIN = {"label_smoothing": 0.0, "weighted": False, "weight_decay": 0.0}
 
 
 class TestHeadProblem:
@@ -96,7 +101,7 @@ class TestHeadProblem:
         batch = HeadBatch(torch.randn(5, 3).half(), torch.randn(5, 2).half(), torch.arange(5) % 2)
         problem = HeadProblem.from_batch(batch, head)
         assert problem.gradient().dtype == torch.float32
-        assert mean_gradient(batch).dtype == torch.float32
+        assert problem.validation_gradient(batch).dtype == torch.float32
 
     @pytest.mark.parametrize(
         ("change", "reason"),
@@ -132,18 +137,38 @@ class TestHeadProblem:
             random_problem(0).hvp(torch.zeros(3, 3))
 
 
-class TestMeanGradient:
+class TestValidationGradient:
+    @pytest.mark.filterwarnings("ignore:the validation set has no sample")
     @settings(max_examples=20, deadline=None)
-    @given(st.integers(0, 1000), st.booleans(), st.sampled_from([0.0, 0.2]))
-    def test_equals_autograd(self, seed: int, bias: bool, label_smoothing: float) -> None:
-        problem = random_problem(seed, bias=bias, label_smoothing=label_smoothing)
-        gradient = mean_gradient(problem.batch, bias, label_smoothing)
-        torch.testing.assert_close(gradient, problem.gradient(), rtol=1e-10, atol=1e-12)
+    @given(OPTIONS)
+    def test_equals_autograd_of_the_plain_mean_whatever_the_training_loss_adds(self, options: dict[str, Any]) -> None:
+        problem, plain = (random_problem(**{**options, **change}) for change in ({}, PLAIN))
+        expected = torch.func.grad(lambda t: autograd_loss(plain, t))(problem.theta)
+        gradient = problem.validation_gradient(problem.batch)
+        torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
+        assert float(gradient.sum(0).abs().max()) < 1e-12
+
+    def test_is_taken_at_the_weights_of_the_problem_not_at_the_logits_of_the_batch(self) -> None:
+        problem = random_problem(3)
+        val = random_problem(3, n=20).batch
+        expected = problem.validation_gradient(val)
+        assert torch.equal(problem.validation_gradient(val._replace(logits=torch.empty(0))), expected)
+        moved = problem.with_theta(2 * problem.theta)
+        assert not torch.equal(moved.validation_gradient(val), expected)
+
+    # The count of the classes comes before the check of the labels.
+    @pytest.mark.xfail(strict=True, raises=(RuntimeError, NotImplementedError))
+    @pytest.mark.parametrize("labels", [[0, 1, -1], [0.0, 1.0, 1.0]])
+    def test_labels_that_are_no_classes_are_refused_before_they_are_counted(self, labels: list[float]) -> None:
+        problem = random_problem(0, n=3)
+        with pytest.raises(ValueError, match=r"labels must be"):
+            problem.validation_gradient(problem.batch._replace(labels=torch.tensor(labels)))
 
     def test_missing_class_warns_what_it_means(self) -> None:
-        batch = HeadBatch(torch.randn(4, 2), torch.randn(4, 9), torch.tensor([0, 1, 2, 1]))
+        labels = torch.tensor([0, 1, 2, 1])
+        problem = HeadProblem(features=torch.randn(4, 2), labels=labels, weight=torch.randn(9, 2), bias=None)
         with pytest.warns(UserWarning, match=r"6 of the head's 9 classes \(3, 4, 5, 6, 7, ...\).*is not seen"):
-            mean_gradient(batch)
+            problem.validation_gradient(problem.batch)
 
 
 class TestRefit:

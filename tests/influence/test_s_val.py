@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learned_aug.fit.config import InfluenceConfig
-from learned_aug.runtime.events import Event
 from learned_aug.influence.head import HeadBatch, HeadTap, borrowed
-from learned_aug.influence.solvers import CG, ConvergenceError, LiSSA
-from learned_aug.influence.scores import influence_aug
 from learned_aug.influence.problem import HeadProblem
-from learned_aug.influence.s_val import predicted_influence, solve_s_val
+from learned_aug.influence.s_val import InfluenceConfig, predicted_influence, solve_s_val
+from learned_aug.influence.scores import influence_aug
+from learned_aug.influence.solvers import CG, LiSSA
+from learned_aug.influence.system import ConvergenceError
+from learned_aug.runtime.events import Event
 
 from .problems import LargestTensor
 
@@ -48,10 +48,10 @@ def test_smoothing_and_decay_enter_the_optimum_and_the_hessian(
         EXACT, refit_head=refit_head, label_smoothing=label_smoothing, weight_decay=weight_decay, damping=0.1
     )
     if refit_head:
-        problem, solution = solve_s_val(train, val, head, config)
+        found, solution = solve_s_val(train, val, head, config)
     else:
         with pytest.warns(UserWarning, match="far from stationary"):
-            problem, solution = solve_s_val(train, val, head, config)
+            found, solution = solve_s_val(train, val, head, config)
     # The training loss as stated, written out with torch's cross-entropy.
     decay = weight_decay * float(train.features.square().mean())
 
@@ -59,12 +59,13 @@ def test_smoothing_and_decay_enter_the_optimum_and_the_hessian(
         logits = F.linear(train.features, theta[:, :-1], theta[:, -1])
         return F.cross_entropy(logits, train.labels, label_smoothing=label_smoothing) + decay / 2 * theta.square().sum()
 
-    theta = problem.theta
+    assert (found.label_smoothing, found.n_train) == (label_smoothing, 90)
+    theta = torch.cat([found.weight, found.bias[:, None]], 1)
     gradient = torch.func.grad(loss)(theta)
     if refit_head:
         assert float(gradient.norm()) < 1e-8
     else:
-        assert torch.equal(problem.weight, head.weight)
+        assert torch.equal(found.weight, head.weight)
     hessian = torch.func.jacrev(torch.func.grad(loss))(theta).reshape(theta.numel(), theta.numel())
     data = hessian - decay * torch.eye(len(hessian)).double()
     hessian = hessian + 0.1 * data.trace() / len(data) * torch.eye(len(hessian)).double()
@@ -82,8 +83,9 @@ def test_head_as_found_is_not_changed() -> None:
 def test_how_far_the_head_was_from_stationary_is_reported() -> None:
     events: list[Event] = []
     train, head = batch(90, 0), layer()
-    problem, _ = solve_s_val(train, batch(60, 1), head, EXACT, on_event=events.append)
-    found = HeadProblem.from_batch(train, head, weight_decay=problem.weight_decay)
+    solve_s_val(train, batch(60, 1), head, EXACT, on_event=events.append)
+    decay = EXACT.weight_decay * float(train.features.square().mean())
+    found = HeadProblem.from_batch(train, head, weight_decay=decay)
     norms = [event.metrics["gradient_norm"] for event in events]
     assert norms[0] == pytest.approx(float(found.gradient().norm()))
     assert norms[-1] < 1e-8 < norms[0]

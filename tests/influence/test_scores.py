@@ -8,17 +8,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from learned_aug.influence.head import HeadBatch, HeadTap, borrowed
-from learned_aug.influence.solvers import CG, Direct, relative_damping, solve
+from learned_aug.influence.problem import HeadProblem
+from learned_aug.influence.refit import refit
 from learned_aug.influence.scores import (
     check_stationary,
     influence_aug,
     influence_up,
-    influence_up_params,
     predicted_val_drop,
 )
-from learned_aug.influence.problem import HeadProblem, mean_gradient, refit
+from learned_aug.influence.solvers import CG, Direct, solve
+from learned_aug.influence.system import relative_damping
 
-from .problems import LargestTensor, autograd_loss, dense_solution, random_problem
+from .problems import LargestTensor, autograd_loss, dense_solution, influence_up_params, random_problem
 
 N, D, K = 3_000, 8, 3
 
@@ -27,8 +28,8 @@ def clusters(n: int, seed: int, spread: float = 2.0) -> tuple[Tensor, Tensor]:
     """Three overlapping classes of features, and their labels."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(K, (n,), generator=generator)
-    centres = 1.2 * torch.eye(K, D, dtype=torch.float64)
-    return centres[labels] + spread / 2 * torch.randn(n, D, generator=generator, dtype=torch.float64), labels
+    centers = 1.2 * torch.eye(K, D, dtype=torch.float64)
+    return centers[labels] + spread / 2 * torch.randn(n, D, generator=generator, dtype=torch.float64), labels
 
 
 def batch_at(problem: HeadProblem, features: Tensor, labels: Tensor) -> HeadBatch:
@@ -58,7 +59,7 @@ def val() -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def s_val(fitted: HeadProblem, val: tuple[Tensor, Tensor]) -> Tensor:
-    return solve(fitted, mean_gradient(batch_at(fitted, *val)), 0.0, CG(tolerance=1e-9)).value
+    return solve(fitted, fitted.validation_gradient(batch_at(fitted, *val)), 0.0, CG(tolerance=1e-9)).value
 
 
 def val_change(fitted: HeadProblem, changed: HeadProblem, val: tuple[Tensor, Tensor]) -> float:
@@ -256,7 +257,7 @@ class TestStationarity:
     ) -> None:
         found = fitted.with_theta(fitted.theta + 0.02 * torch.randn(fitted.theta.shape).double())
         found = found.with_theta(0.6 * found.theta)
-        s = solve(found, mean_gradient(batch_at(found, *val)), relative_damping(found, 0)).value
+        s = solve(found, found.validation_gradient(batch_at(found, *val)), relative_damping(found, 0)).value
         with pytest.warns(UserWarning, match=r"\|grad L\| = .* Refitting it alone is predicted to lower"):
             result = check_stationary(found, s)
         assert result.gradient_norm == pytest.approx(float(found.gradient().norm()))

@@ -6,18 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from learned_aug.influence.solvers import (
-    CG,
-    BlockDiagonal,
-    ConvergenceError,
-    Direct,
-    LiSSA,
-    PlainGradient,
-    Solver,
-    relative_damping,
-    solve,
-)
 from learned_aug.influence.problem import HeadProblem
+from learned_aug.influence.solvers import CG, BlockDiagonal, Direct, LiSSA, PlainGradient, Solver, solve
+from learned_aug.influence.system import ConvergenceError, relative_damping
 
 from .problems import KINDS, LargestTensor, dense_hessian, dense_solution, random_problem
 
@@ -239,7 +230,7 @@ class TestFailure:
     def test_bad_right_hand_sides_are_refused(self) -> None:
         problem = random_problem(0)
         with pytest.raises(
-            ValueError, match=r"rhs must be \(2, 4\) or a stack of such, got \(3, 3\); use mean_gradient"
+            ValueError, match=r"rhs must be \(2, 4\) or a stack of such, got \(3, 3\); use validation_gradient"
         ):
             solve(problem, torch.zeros(3, 3), 0.1)
         with pytest.raises(ValueError, match="rhs must be finite, got nan; check the logits"):

@@ -5,7 +5,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 from torchvision.transforms import v2
 
-from learned_aug.runtime.data import Batches, hold_out
+from learned_aug.runtime.data import hold_out
+from learned_aug.runtime.stream import Stream
 
 CPU = torch.device("cpu")
 PICTURE = v2.functional.to_pil_image(torch.zeros(3, 4, 4))
@@ -24,13 +25,14 @@ class Listed(Dataset):
         return self.items[index]
 
 
-class Stream(IterableDataset):
+class Iterable(IterableDataset):
     def __iter__(self):
         yield torch.zeros(1, 4, 4), 0
 
 
 def batches(data, **options):
-    return Batches(data, "train", **{"batch_size": 4, "device": CPU, **options})
+    """One pass."""
+    return Stream(data, "train", "test", **{"seed": 0, "batch_size": 4, "device": CPU, **options}).once()
 
 
 def test_dataset_and_loader_give_the_same_batches():
@@ -40,13 +42,13 @@ def test_dataset_and_loader_give_the_same_batches():
     assert all(torch.equal(a, b) for pair in zip(own, theirs, strict=True) for a, b in zip(*pair, strict=True))
 
 
-def test_order_repeats_with_the_generator_and_differs_between_passes():
+def test_order_repeats_with_the_seed_and_differs_between_passes():
     data = TensorDataset(torch.rand(32, 1, 2, 2), torch.arange(32))
     orders = []
-    for _ in range(2):
-        source = batches(data, batch_size=32, shuffle=True, generator=torch.Generator().manual_seed(0)).forever()
+    for seed in (0, 0, 1):
+        source = Stream(data, "train", "test", seed=seed, batch_size=32, device=CPU, shuffle=True)
         orders.append([next(source)[1].tolist() for _ in range(2)])
-    assert orders[0] == orders[1]
+    assert orders[0] == orders[1] != orders[2]
     assert orders[0][0] != orders[0][1]
     assert sorted(orders[0][0]) == list(range(32))
 
@@ -58,7 +60,7 @@ def test_baseline_is_drawn_for_each_image_alone():
 
 
 def test_iterable_data_is_read_through_a_loader():
-    ((images, labels),) = batches(DataLoader(Stream(), 4))
+    ((images, labels),) = batches(DataLoader(Iterable(), 4))
     assert images.shape == (1, 1, 4, 4)
     assert labels.tolist() == [0]
 
@@ -66,7 +68,7 @@ def test_iterable_data_is_read_through_a_loader():
 @pytest.mark.parametrize(
     ("data", "error", "expected", "got", "remedy"),
     [
-        (Stream(), TypeError, "map-style", "Stream", "DataLoader"),
+        (Iterable(), TypeError, "map-style", "Iterable", "DataLoader"),
         (5, TypeError, "Dataset", "int", "TensorDataset"),
         (Listed([]), ValueError, "at least one", "empty", "empty"),
         (Listed([(PICTURE, 0)]), TypeError, "floating", "PIL", "ToDtype"),

@@ -12,15 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learned_aug.fit import InfluenceConfig, parallel
 from learned_aug.influence.head import HeadBatch
-from learned_aug.influence.solvers import CG, BlockDiagonal, Direct, LiSSA, PlainGradient, relative_damping, solve
+from learned_aug.influence.problem import HeadProblem
+from learned_aug.influence.refit import refit
+from learned_aug.influence.s_val import InfluenceConfig, solve_s_val
 from learned_aug.influence.scores import check_stationary
-from learned_aug.influence.problem import HeadProblem, mean_gradient, refit
-from learned_aug.influence.s_val import solve_s_val
-
-from .problems import random_problem
-from .processes import run_processes
+from learned_aug.influence.solvers import CG, BlockDiagonal, Direct, LiSSA, PlainGradient, solve
+from learned_aug.influence.system import relative_damping
+from learned_aug.runtime import distributed
+from tests.influence.problems import random_problem
+from tests.processes import run_processes
 
 CUT = 23  # of 60 samples those before are on process 0: uneven shares
 SOLVERS = {"direct": Direct(), "cg": CG(tolerance=1e-10), "blocks": BlockDiagonal(), "plain": PlainGradient()}
@@ -28,9 +29,9 @@ SOLVERS = {"direct": Direct(), "cg": CG(tolerance=1e-10), "blocks": BlockDiagona
 
 def share() -> slice:
     """The samples of this process."""
-    if parallel.world_size() == 1:
+    if distributed.world_size() == 1:
         return slice(None)
-    return slice(CUT) if parallel.rank() == 0 else slice(CUT, None)
+    return slice(CUT) if distributed.rank() == 0 else slice(CUT, None)
 
 
 def part(problem: HeadProblem) -> HeadProblem:
@@ -62,7 +63,7 @@ def head_figures() -> dict[str, Tensor]:
         "mean_eigenvalue": torch.tensor(problem.mean_eigenvalue),
         "mean_square_feature": torch.tensor(problem.mean_square_feature),
         "kronecker_inverse": problem.kronecker_inverse(0.1)(v[0]),
-        "val_grad": mean_gradient(problem.batch, sharded=True),
+        "val_grad": problem.validation_gradient(problem.batch),
         "refitted": refitted.problem.theta,
         "refit steps": torch.tensor(refitted.steps),
     }
@@ -83,7 +84,7 @@ def strided_preconditioner() -> Tensor:
 
 
 def s_val_figures() -> dict[str, Tensor]:
-    """s_val of float32 features, and the loss of the refitted head."""
+    """s_val of float32 features, and the refitted head."""
     train, val = (random_problem(2, n=n, dtype=torch.float32) for n in (60, 50))
     layer = nn.Linear(train.features.shape[1], len(train.weight))
     with torch.no_grad():
@@ -91,7 +92,7 @@ def s_val_figures() -> dict[str, Tensor]:
         layer.bias.copy_(torch.zeros(len(train.weight)))
     batches = [HeadBatch(*(t[share()] for t in p.batch)) for p in (train, val)]
     head, solution = solve_s_val(*batches, layer, InfluenceConfig(), sharded=True)
-    return {"s_val": solution.value, "loss": head.loss()}
+    return {"s_val": solution.value, "weight": head.weight, "bias": head.bias, "n_train": torch.tensor(head.n_train)}
 
 
 def trained_step() -> dict[str, Tensor]:
@@ -99,12 +100,14 @@ def trained_step() -> dict[str, Tensor]:
     torch.manual_seed(0)
     model = nn.Linear(3, 1).double()
     x, y = torch.randn(2, 40, 3).double()
-    rows = slice(20 * parallel.rank(), 20 * (parallel.rank() + 1)) if parallel.world_size() > 1 else slice(None)
+    rows = (
+        slice(20 * distributed.rank(), 20 * (distributed.rank() + 1)) if distributed.world_size() > 1 else slice(None)
+    )
     one, two = model(x[rows]), model(y[rows]).square()
-    loss = F.softplus(one - parallel.all_mean(two.mean())).mean() + parallel.all_mean(one.mean()).square()
+    loss = F.softplus(one - distributed.all_mean(two.mean())).mean() + distributed.all_mean(one.mean()).square()
     loss.backward()
-    parallel.average_gradients_(model.parameters())
-    return {"loss": parallel.all_mean(loss.detach()), **{name: p.grad for name, p in model.named_parameters()}}  # type: ignore[dict-item]
+    distributed.average_gradients_(model.parameters())
+    return {"loss": distributed.all_mean(loss.detach()), **{name: p.grad for name, p in model.named_parameters()}}  # type: ignore[dict-item]
 
 
 def together() -> dict[str, Any]:
@@ -120,18 +123,18 @@ def together() -> dict[str, Any]:
 def worker() -> tuple[list[dict[str, Any]], str]:
     """On process 0: both results, and the error when process 1 has died."""
     result = together()
-    rank = parallel.rank()
-    result["place"] = rank, parallel.world_size(), *parallel.span(3 + rank)
+    rank = distributed.rank()
+    result["place"] = rank, distributed.world_size(), *distributed.span(3 + rank)
     flat, strided = torch.full((3,), rank + 1.0), torch.full((2, 3), rank + 1.0).T
-    parallel.broadcast_(flat, strided)
+    distributed.broadcast_(flat, strided)
     result["broadcast"] = flat.sum() + strided.sum()
+    result["from first"] = distributed.from_first({"rank": rank, "seen": [rank]})
     both: list[dict[str, Any]] = [{}, {}]
     torch.distributed.all_gather_object(both, result)
-    parallel.barrier()
     if rank == 1:
         os._exit(0)
     with pytest.raises(RuntimeError) as info:
-        parallel.all_sum_(torch.zeros(1000))
+        distributed.all_sum_(torch.zeros(1000))
     return both, str(info.value)
 
 
@@ -179,9 +182,10 @@ def test_averaged_gradients_are_those_of_one_process_on_both_batches(two: Two, o
     assert float(one["step"]["weight"].abs().max()) > 1e-3
 
 
-def test_rank_span_and_broadcast(two: Two) -> None:
+def test_rank_span_and_what_process_0_sends(two: Two) -> None:
     assert [result["place"] for result in two[0]] == [(0, 2, 0, 7), (1, 2, 3, 7)]
     assert [float(result["broadcast"]) for result in two[0]] == [9.0, 9.0]
+    assert [result["from first"] for result in two[0]] == [{"rank": 0, "seen": [0]}] * 2
 
 
 def test_a_process_left_alone_says_so_and_what_to_do(two: Two) -> None:
@@ -192,14 +196,14 @@ def test_a_process_left_alone_says_so_and_what_to_do(two: Two) -> None:
 
 def test_in_one_process_nothing_changes() -> None:
     x = torch.randn(3, requires_grad=True)
-    assert parallel.all_mean(x) is x
+    assert distributed.all_mean(x) is x
     (x**2).sum().backward()
     grad = x.grad.clone()  # type: ignore[union-attr]
-    parallel.average_gradients_([x])
-    parallel.broadcast_(x)
-    parallel.barrier()
+    distributed.average_gradients_([x])
+    distributed.broadcast_(x)
+    assert distributed.from_first({"a": 1}) == {"a": 1}
     assert torch.equal(x.grad, grad)  # type: ignore[arg-type]
-    assert torch.equal(parallel.all_sum_(grad.clone()), grad)
-    assert (parallel.rank(), parallel.world_size(), parallel.span(5)) == (0, 1, (0, 5))
+    assert torch.equal(distributed.all_sum_(grad.clone()), grad)
+    assert (distributed.rank(), distributed.world_size(), distributed.span(5)) == (0, 1, (0, 5))
     problem = random_problem(0)
     assert torch.equal(replace(problem, sharded=True).gradient(), problem.gradient())

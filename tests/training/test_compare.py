@@ -2,22 +2,16 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from learned_aug import Augmenter, AugmenterConfig
-from learned_aug.cli.demo import all_conv
-from learned_aug.fit import Comparison, RetrainConfig, SteeredDraws, compare
+from learned_aug.digits import all_conv
+from learned_aug.training.compare import Comparison, compare
+from learned_aug.training.retrain import RetrainConfig
+from learned_aug.training.steer import SteeredDraws
 
 SHORT = RetrainConfig(steps=3)
 
 
 def fresh():
     return all_conv(width=2)
-
-
-@pytest.fixture
-def augmenter(data):
-    generator = torch.Generator().manual_seed(0)
-    network = Augmenter(AugmenterConfig(channels=1, size=28), generator=generator)
-    return network.calibrate_(data["train"].tensors[0][:64], pixels=2.0, generator=generator)
 
 
 def run(data, arms, **options):

@@ -3,8 +3,9 @@ import torch
 from torch.utils.data import TensorDataset
 
 from learned_aug import Augmenter, AugmenterConfig
-from learned_aug.cli.demo import all_conv
-from learned_aug.fit import DrawChoice, RetrainConfig, evaluate, retrain
+from learned_aug.digits import all_conv
+from learned_aug.training.choice import DrawChoice
+from learned_aug.training.retrain import RetrainConfig, evaluate, retrain
 
 
 def fresh():
@@ -18,12 +19,15 @@ def test_training_learns_the_digits(trained, data):
     assert 0 < loss < 1
 
 
-def test_training_repeats_with_its_generator(data):
-    models = [fresh(), fresh()]
-    for model in models:
-        retrain(model, data["train"], RetrainConfig(steps=5), generator=torch.Generator().manual_seed(1))
-    one, two = (model.state_dict() for model in models)
+def test_training_repeats_with_its_seed_whatever_the_global_generator_drew(data, crop):
+    models = []
+    for before, seed in ((1, 1), (2, 1), (1, 2)):
+        models.append(fresh())
+        torch.manual_seed(before)
+        retrain(models[-1], data["train"], RetrainConfig(steps=5), baseline=crop, seed=seed)
+    one, two, other = (model.state_dict() for model in models)
     assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not torch.equal(one["0.weight"], other["0.weight"])
     assert not models[0].training
 
 
