@@ -1,4 +1,4 @@
-"""The README of the package's metadata: its relative links lead nowhere on a package index, unless the owner sets where.
+"""The README in the metadata: its relative links lead nowhere on a package index, unless the owner says where they do.
 
 The environment variable LEARNED_AUG_REPOSITORY, such as https://host/owner/learned-aug, makes them absolute.
 """

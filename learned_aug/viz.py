@@ -52,7 +52,7 @@ def diversity_grid(
     side: int = 64,
     generator: torch.Generator | None = None,
 ) -> PIL.Image.Image:
-    """Rows are images, columns are draws, of the same noise in each row; the first column is the original (Fig. 3).
+    """Show images as rows and draws as columns, of the same noise in each row, after the original (Fig. 3).
 
     Args:
         augmenter: whose ``config.mean`` and ``config.std`` bring the images back to [0, 1].
@@ -81,7 +81,7 @@ def tau_traversal(
     side: int = 64,
     generator: torch.Generator | None = None,
 ) -> PIL.Image.Image:
-    """What one image becomes on the way from one dropout mask to another, in equal steps of the code tau (Fig. 4).
+    """Show what one image becomes on the way from one draw to another, in equal steps of code and strength (Fig. 4).
 
     Rows: the image, the spatial field, the warped image, the appearance field, the final image; without those that the
     augmenter does not have. The spatial field is colored by :func:`flow_colors`, with its key beside it; the
@@ -106,12 +106,14 @@ def tau_traversal(
         raise ValueError(f"side must be {3 * LINE + 6} pixels or more, got {side}: the labels need them")
     if noise is None:
         noise = augmenter.draw_noise(2, generator=generator, device=image.device)
-    one, two = augmenter.trace(image.expand(2, -1, -1, -1), noise).masks
+    ends = augmenter.trace(image.expand(2, -1, -1, -1), noise)
     way = torch.linspace(0, 1, steps, device=image.device)[:, None, None]
     images = image.expand(steps, -1, -1, -1)
-    draw = augmenter.trace(images, masks=torch.lerp(one, two, way)).draw
+    masks = torch.lerp(*ends.masks, way)
+    strengths = None if ends.strengths is None else torch.lerp(*ends.strengths, way[..., 0])
+    draw = augmenter.trace(images, masks=masks, strengths=strengths).draw
     warped = draw.warp(images)
-    final = draw.recolor(warped)
+    final = draw.recolor(warped, images)
     rows = [("image", _cells(images, augmenter, side))]
     flow = draw.flow()
     if flow is not None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
 import json
 import time
 from collections.abc import Callable
@@ -26,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from learned_aug.cli.main import IncompleteError
+from learned_aug.cli.report import Parts, png
 from learned_aug.cli.work import keep_folder
 from learned_aug.digits import all_conv, digits
 from learned_aug.fit.config import FitConfig
@@ -80,6 +81,7 @@ def demo(out: Path, *, seed: int = 0, quick: bool = False, progress: bool = True
         The table of results and the paths written.
 
     Raises:
+        IncompleteError: if the picture failed; the weights and figures are written.
         OSError: if `out` cannot be written, or another process works there; found out before the training.
     """
     begin = time.perf_counter()
@@ -138,6 +140,7 @@ def demo(out: Path, *, seed: int = 0, quick: bool = False, progress: bool = True
         if result.augmenter is not result.prior:
             train("crop + fitted", lambda model: SteeredDraws(model, augmenter=result.augmenter, tilt=0, seed=seed))
 
+    lock.close()
     images = torch.stack([data["test"][k][0] for k in range(8)])
     _check_reload(out / "augmenter", images[0])
     figures: dict[str, Any] = {
@@ -151,11 +154,14 @@ def demo(out: Path, *, seed: int = 0, quick: bool = False, progress: bool = True
         "versions": {"torch": torch.__version__},
     }
     write_atomic(out / "results.json", (json.dumps(figures, indent=2) + "\n").encode())
-    buffer = io.BytesIO()
-    diversity_grid(result.augmenter, images, generator=torch.Generator().manual_seed(seed)).save(buffer, format="PNG")
-    write_atomic(out / "digits.png", buffer.getvalue())
-    lock.close()
-    return _report(out, figures, str(result))
+    parts = Parts()
+    with parts.attempt("digits.png"):
+        picture = diversity_grid(result.augmenter, images, generator=torch.Generator().manual_seed(seed))
+        write_atomic(out / "digits.png", png(picture))
+    report = _report(out, figures, str(result))
+    if parts.missing:
+        raise IncompleteError(report, parts.missing)
+    return report
 
 
 def _check_reload(folder: Path, image: Tensor) -> None:
@@ -168,6 +174,7 @@ def _check_reload(folder: Path, image: Tensor) -> None:
 
 
 def _report(out: Path, figures: dict[str, Any], diagnostics: str) -> str:
+    written = [name for name in ("augmenter", "digits.png", "results.json") if (out / name).exists()]
     lines = [
         f"{'trained with':16}  test error  val error",
         *(f"{arm:16}  {e['test']:10.2%}  {e['val']:9.2%}" for arm, e in figures["error"].items()),
@@ -181,7 +188,7 @@ def _report(out: Path, figures: dict[str, Any], diagnostics: str) -> str:
         "What the networks do:",
         diagnostics,
         "",
-        f"Wrote {out / 'augmenter'}, {out / 'digits.png'} and {out / 'results.json'}.",
+        f"Wrote {', '.join(str(out / name) for name in written)}.",
         "Reloaded the weights in a v2.Compose: they augment.",
         "",
         "Next, in your own training loop:",

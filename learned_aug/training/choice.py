@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from learned_aug.augmenter import Augmenter
 from learned_aug.influence.s_val import InfluenceConfig
 from learned_aug.runtime.data import Data
-from learned_aug.training.snapshot import Snapshots
 
 __all__ = ["DrawChoice"]
 

@@ -54,7 +54,7 @@ def test_fit_states_its_figures_and_the_card_repeats_them(fitted):
     assert figures["s_val"]["converged"]
     assert 0 < figures["val_error"] < 0.8  # it learned something
     card = (fitted / "augmenter" / "README.md").read_text()
-    assert list(figures["test_error"])[0] == "baseline"
+    assert next(iter(figures["test_error"])) == "baseline"
     assert {"baseline, prior (control)", "baseline, steered prior"} <= set(figures["test_error"])
     for arm, error in figures["test_error"].items():
         assert f"| {arm} | {100 * error:.2f} % | 1 |" in card

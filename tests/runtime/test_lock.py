@@ -69,7 +69,7 @@ def test_a_checkpoint_of_a_folder_that_cannot_be_written_is_still_read(tmp_path,
     def refuse(folder):
         raise PermissionError(errno.EACCES, "read-only")
 
-    monkeypatch.setattr("learned_aug.fit.checkpoint.lock_folder", refuse)
+    monkeypatch.setattr(sys.modules[Checkpoint.__module__], "lock_folder", refuse)
     assert Checkpoint(tmp_path, {}).read() == {"a": 1}
 
 
