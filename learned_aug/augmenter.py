@@ -137,10 +137,10 @@ class Augmenter(PretrainedMixin):
         """As :meth:`forward`, and also the flow and the color change."""
         draw = self.draw(images, noise, strength=strength, generator=generator)
         warped = draw.warp(images)
-        out = draw.recolor(warped)
+        out = draw.recolor(warped, images)
         flow = draw.flow()
         if flow is None:
-            flow = out.new_zeros(len(images), 2, *draw.size)
+            flow = out.new_zeros(images.shape[0], 2, *draw.size)
         return Augmented(out.to(images.dtype), flow, (out - warped).to(images.dtype))
 
     def draw(
@@ -254,8 +254,10 @@ class Augmenter(PretrainedMixin):
         """
         prior = 1 - self.config.tau_dropout
         if logits is None or prior == 1:
-            return (noise < prior) / prior
-        return (noise < torch.sigmoid(logits + math.log(prior / (1 - prior)))) / prior
+            kept = noise < prior
+        else:
+            kept = noise < torch.sigmoid(logits + math.log(prior / (1 - prior)))
+        return kept.to(noise.dtype) / prior  # of no default dtype
 
     def set_strengths_(self, *, affine: Strength = None, warp: Strength = None, color: Strength = None) -> Augmenter:
         """Change the strength of families, as that of loaded weights.
@@ -418,6 +420,8 @@ class Augmenter(PretrainedMixin):
         config = self.config
         if config.version == 1:
             raise ValueError("weights of version 1 have no unit of strength; calibrate an Augmenter(AugmenterConfig())")
+        if not images.shape[0]:
+            raise ValueError("images must hold at least one image, got an empty batch; give some typical ones")
         before = copy.deepcopy(self.state_dict())
         # All families, those that are switched off too: they may be switched on later.
         self._configure(dataclasses.replace(config, **UNITS))
@@ -434,13 +438,15 @@ class Augmenter(PretrainedMixin):
         config = self.config
         images = images[: max(32, CALIBRATION // config.size**2)]
         images = images.repeat(-(-PAIRS // images.shape[0]), 1, 1, 1)[: max(PAIRS, images.shape[0])]
-        images = _resize(images, config.size).repeat(2, 1, 1, 1)
+        side = min(config.size, max(32, math.isqrt(CALIBRATION // (2 * images.shape[0]))))
+        images = _resize(images, side).repeat(2, 1, 1, 1)
         noise = self.draw_noise(images.shape[0], generator=generator, device=images.device)
-        draw, units = self._empty((config.size, config.size)), noise.new_tensor([UNITS[f] for f in FAMILIES])
+        draw, units = self._empty((side, side)), noise.new_tensor([UNITS[f] for f in FAMILIES])
         for k, pair in enumerate(self._pairs()):
             generator_net = pair.generator
             code = self._encode(pair, draw.apply(images))
-            raw = generator_net.raw(code.tau * self.mask(noise[:, k, : config.tau_dim], code.keep))
+            mask = self.mask(noise[:, k, : config.tau_dim], code.keep)
+            raw = generator_net.raw(code.tau * mask.to(code.tau.dtype))
             generator_net.center.copy_(raw.mean(0))
             generator_net.gain.fill_(1)
             for family, name in enumerate(FAMILIES):
@@ -475,7 +481,8 @@ class Augmenter(PretrainedMixin):
             std = sum(self.config.std) / len(self.config.std)
             return float((one - two).abs().mean()) * std
         one, two = cast(Tensor, draw.flow()).chunk(2)
-        return float((one - two).norm(dim=1).mean()) / self.config.size
+        scale = (self.config.size - 1) / (draw.size[0] - 1)  # to pixels of the training size
+        return float((one - two).norm(dim=1).mean()) * scale / self.config.size
 
     def extra_repr(self) -> str:
         """The configuration, shown by ``repr``."""

@@ -79,7 +79,7 @@ class Draw(NamedTuple):
             if bounds is None:
                 out[k : k + chunk] = values
             else:
-                torch.clamp(values, *bounds, out=out[k : k + chunk])
+                torch.clamp(values, *(bound[k : k + chunk] for bound in bounds), out=out[k : k + chunk])
         return out.to(images.dtype)
 
     def _apply(self, images: Tensor) -> Tensor:
@@ -115,9 +115,12 @@ class Draw(NamedTuple):
         return out.clamp(*self.bounds(images if original is None else original))
 
     def bounds(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Least and largest values, scalars or (C, 1, 1): those of images in their units, widened by `images`'s own."""
-        least, largest = at_least_float32(images.detach()).aminmax()
-        low, high = (largest.new_tensor(values)[:, None, None] for values in (self.low, self.high))
+        """Least and largest values, (B, C, 1, 1): those of images in their units, widened by each channel's own."""
+        # By image, so that no sample depends on its batch.
+        values = at_least_float32(images.detach())
+        low, high = (values.new_tensor(ends)[:, None, None] for ends in (self.low, self.high))
+        # Two passes take a tenth of the time of aminmax along dimensions.
+        least, largest = values.amin((2, 3), keepdim=True), values.amax((2, 3), keepdim=True)
         return torch.minimum(low, least), torch.maximum(high, largest)
 
 

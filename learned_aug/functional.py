@@ -256,11 +256,13 @@ def recolor(images: Tensor, color: Tensor, out: Tensor | None = None) -> Tensor:
     channels = images.shape[1]
     full = channels > 1 and color.shape[1] == channels * channels + channels
     if full and color.shape[-2:] == (1, 1):
+        color = color.to(torch.promote_types(images.dtype, color.dtype))
         matrix = color[:, :-channels, 0, 0].unflatten(1, (channels, channels))
         matrix = matrix + torch.eye(channels, dtype=color.dtype, device=color.device)
         pixels = images.flatten(2).to(color.dtype)
-        flat = None if out is None else out.view_as(pixels)
-        return torch.baddbmm(color[:, -channels:, 0], matrix, pixels, out=flat).view_as(images).to(images.dtype)
+        flat = None if out is None or out.dtype != color.dtype else out.view_as(pixels)
+        result = torch.baddbmm(color[:, -channels:, 0], matrix, pixels, out=flat).view_as(images).to(images.dtype)
+        return result if out is None or flat is not None else out.copy_(result)
     color = resize_field(color, (images.shape[-2], images.shape[-1]))
     result = images + color[:, -channels:]
     if full:

@@ -397,14 +397,14 @@ class Generator(nn.Module):
         """Map codes (B, tau_dim) to unbounded, uncentered fields (B, C, side, side)."""
         # On one pixel, or with one tap, a transposed convolution is a matrix product, which is faster.
         first, *rest = cast(list[nn.ConvTranspose2d], list(self.deconvs))
-        x = (codes @ first.weight.flatten(1)).view(len(codes), *first.weight.shape[1:])
+        x = (codes @ first.weight.flatten(1)).view(codes.shape[0], *first.weight.shape[1:])
         x = x + bias_of(first)[:, None, None]
         for deconv in rest:
             x = F.leaky_relu(x, SLOPE, inplace=True)
             if deconv.kernel_size == (1, 1):
-                matrix = deconv.weight.flatten(1).T.expand(len(x), -1, -1)
+                matrix = deconv.weight.flatten(1).T.expand(x.shape[0], -1, -1)
                 points = torch.baddbmm(bias_of(deconv)[:, None], matrix, x.flatten(2))
-                x = points.view(len(x), deconv.out_channels, *x.shape[2:])
+                x = points.view(x.shape[0], deconv.out_channels, *x.shape[2:])
             else:
                 x = deconv(x)
         margin = (x.shape[-1] - self.side) // 2

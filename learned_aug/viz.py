@@ -109,8 +109,10 @@ def tau_traversal(
     ends = augmenter.trace(image.expand(2, -1, -1, -1), noise)
     way = torch.linspace(0, 1, steps, device=image.device)[:, None, None]
     images = image.expand(steps, -1, -1, -1)
-    masks = torch.lerp(*ends.masks, way)
-    strengths = None if ends.strengths is None else torch.lerp(*ends.strengths, way[..., 0])
+    masks = torch.lerp(ends.masks[0], ends.masks[1], way)
+    strengths = ends.strengths
+    if strengths is not None:
+        strengths = torch.lerp(strengths[0], strengths[1], way[..., 0])
     draw = augmenter.trace(images, masks=masks, strengths=strengths).draw
     warped = draw.warp(images)
     final = draw.recolor(warped, images)
@@ -329,16 +331,17 @@ def _shown(line: str) -> tuple[Font, str]:
     line = unicodedata.normalize("NFC", line)  # a letter and its accent as one, where there is such a letter
     fonts = _fonts()
     font = min(fonts, key=lambda font: sum(not _has(font, c) for c in line))  # the first of those that lack least
-    escaped = (c if _has(font, c) else c.encode("ascii", "backslashreplace").decode() for c in line)
+    escaped = (c if _has(font, c) else c.encode("unicode_escape").decode() for c in line)
     return font, "".join(escaped)
 
 
 @functools.cache
 def _fonts() -> list[Font]:
     """Return the fonts at hand, by preference: PIL's own, matplotlib's DejaVu Sans, and common ones of the system."""
-    fonts: list[Font] = [PIL.ImageFont.load_default()]
-    with contextlib.suppress(ImportError, OSError):  # a PIL without FreeType
-        fonts = [PIL.ImageFont.load_default(size=12)]
+    try:
+        fonts: list[Font] = [PIL.ImageFont.load_default(size=12)]
+    except (ImportError, OSError):  # a PIL without FreeType
+        fonts = [PIL.ImageFont.load_default()]
     if spec := importlib.util.find_spec("matplotlib"):
         for folder in spec.submodule_search_locations or ():
             with contextlib.suppress(ImportError, OSError):
@@ -352,11 +355,9 @@ def _fonts() -> list[Font]:
 @functools.lru_cache(maxsize=4096)
 def _has(font: Font, letter: str) -> bool:
     """Whether a font draws a character as something else than its sign for what it lacks."""
-    if letter.isspace():
-        return True
     if not letter.isprintable():
         return False
-    if not isinstance(font, PIL.ImageFont.FreeTypeFont):
+    if not isinstance(font, PIL.ImageFont.FreeTypeFont) or letter == " ":
         return letter.isascii()
     mask, missing = (font.getmask(c) for c in (letter, MISSING))
     return (mask.size, bytes(mask)) != (missing.size, bytes(missing))

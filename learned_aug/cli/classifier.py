@@ -102,6 +102,7 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
         path: a file.
 
     Raises:
+        FileNotFoundError: if there is no such file.
         OSError: if it cannot be read.
         ValueError: if it holds no state_dict of the model, with what it holds.
     """
@@ -139,6 +140,7 @@ def _read(path: Path) -> Any:
     """Return what a file holds.
 
     Raises:
+        OSError: if it cannot be read.
         ValueError: if it is damaged, or holds types that are not on the allow-list.
     """
     try:
@@ -229,7 +231,8 @@ def _explain(path: Path, read: Any, states: dict[str, dict[str, Tensor]], expect
     """Say how the state that resembles the model's most differs from it.
 
     Raises:
-        ValueError: always.
+        ValueError: always, but for a bug.
+        AssertionError: if there is no difference.
     """
 
     def shared(state: dict[str, Tensor]) -> int:

@@ -165,7 +165,11 @@ def demo(out: Path, *, seed: int = 0, quick: bool = False, progress: bool = True
 
 
 def _check_reload(folder: Path, image: Tensor) -> None:
-    """The saved weights, in a pipeline as a user would have it, must change an image, each time differently."""
+    """See that the saved weights, in a pipeline as a user would have it, change an image, each time differently.
+
+    Raises:
+        RuntimeError: if they do not.
+    """
     pipeline = v2.Compose([LearnedAugment.from_pretrained(folder), v2.Normalize([0.1307], [0.3081])])
     one, two = pipeline(image), pipeline(image)
     plain = v2.functional.normalize(image, [0.1307], [0.3081])

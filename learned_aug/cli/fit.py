@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> str:
         What was measured and written, and what to do next.
 
     Raises:
-        ValueError, OSError, RuntimeError, ImportError: for what the user can fix, in one line.
+        ValueError: for what the user can fix, in one line; or an OSError, RuntimeError or ImportError.
         IncompleteError: if the weights are written, and a part of the report is missing.
     """
     begin = time.perf_counter()

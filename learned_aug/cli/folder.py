@@ -152,7 +152,11 @@ def open_folders(
 def _normalization(
     mean: Sequence[float] | None, std: Sequence[float] | None, gray: bool
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """One number for each channel, checked."""
+    """Return one number for each channel.
+
+    Raises:
+        ValueError: if there are too many or too few, or they are not of images in [0, 1].
+    """
     channels = 1 if gray else 3
     found = []
     for name, values, default in zip(("mean", "std"), (mean, std), ((0.0,), (1.0,)) if gray else IMAGENET, strict=True):
@@ -172,7 +176,11 @@ def _normalization(
 
 
 def _parts(root: Path, val: float | None) -> dict[str, Path]:
-    """Find the folders of train, val and test, or refuse a layout that would be read as other classes than it has."""
+    """Find the folders of train, val and test.
+
+    Raises:
+        ValueError: if the layout would be read as other classes than it has.
+    """
     if not root.is_dir():
         raise ValueError(f"no folder {root}; give one with train/ and val/, or with a folder for each class")
     names = _subfolders(root)
@@ -196,7 +204,11 @@ def _parts(root: Path, val: float | None) -> dict[str, Path]:
 
 
 def _named_parts(root: Path, names: list[str], val: float | None) -> dict[str, Path]:
-    """Return the folders of the parts, or refuse other names for them, and what is missing or too much."""
+    """Return the folders of the parts.
+
+    Raises:
+        ValueError: if they have other names, or one is missing or too much.
+    """
     if misnamed := [name for name in names if name not in PARTS]:
         wanted = ", ".join(f"{name}/ to {ALIASES[name.casefold()]}/" for name in misnamed)
         raise ValueError(f"{root} holds {_named(names)}, parts of a data set and no classes; rename {wanted}")
@@ -213,7 +225,11 @@ def _named_parts(root: Path, names: list[str], val: float | None) -> dict[str, P
 
 
 def _listed(folder: Path) -> dict[str, list[Path]]:
-    """Return the images of each class, or refuse folders that are no classes."""
+    """Return the images of each class.
+
+    Raises:
+        ValueError: if the folders are no classes.
+    """
     names = _subfolders(folder)
     if not names:
         what = "holds images itself" if any(map(_is_image, folder.iterdir())) else "has none"
@@ -265,7 +281,11 @@ def _warn_of_layout(folder: Path, files: dict[str, list[Path]], below: dict[str,
 
 
 def _refuse_shared(samples: dict[str, list[tuple[str, int]]]) -> None:
-    """Refuse one file in two parts, as links bring about."""
+    """Refuse one file in two parts, as links bring about.
+
+    Raises:
+        ValueError: naming both.
+    """
     seen: dict[tuple[int, int], tuple[str, str]] = {}
     for part, pairs in samples.items():
         for path, _ in pairs:

@@ -103,7 +103,11 @@ def note_sizes(sides: Sequence[int], size: int, say: Callable[[str], None]) -> N
 
 @contextmanager
 def _named(path: Path | str) -> Iterator[None]:
-    """Turn whatever reading raises, which PIL does in many types, into an error that names the file."""
+    """Turn whatever reading raises, which PIL does in many types, into an error that names the file.
+
+    Raises:
+        ImageError: for any error within.
+    """
     try:
         yield
     except ImageError as error:
@@ -121,7 +125,11 @@ def _named(path: Path | str) -> Iterator[None]:
 
 
 def _refuse(image: PIL.Image.Image) -> None:
-    """Refuse from the header alone what has no right form of 8 bits."""
+    """Refuse from the header alone what has no right form of 8 bits.
+
+    Raises:
+        ImageError: with what it is; its path is added outside.
+    """
     kind = image.format or "image"
     if kind != "MPO" and getattr(image, "is_animated", False):  # the further pictures of a camera's MPO are previews
         raise ImageError(f"is a {kind} of {getattr(image, 'n_frames', 'several')} frames; save one of them as a file")

@@ -21,7 +21,7 @@ INCOMPLETE = 3  # the exit status where the work is done and written, and a part
 WORKER = "DataLoader worker process"  # in the text of errors that torch brings over from one
 
 COMMANDS = {
-    "demo": "the whole method on real digits that come with the package, about three minutes on a CPU",
+    "demo": "the whole method on real digits that come with the package, one to three minutes on a CPU",
     "fit": "fit an augmenter to your classifier on folders of images",
     "preview": "draw what an augmenter does to your images",
     "push": "publish an augmenter on the Hugging Face Hub",

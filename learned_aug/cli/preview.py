@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> str:
     """Draw the picture and say where it is.
 
     Raises:
-        ValueError, OSError, WeightsError: for what the user can fix, in one line.
+        ValueError: for what the user can fix, in one line; or an OSError or WeightsError.
     """
     for name, low in (("draws", 2), ("side", 1), ("limit", 1)):
         if getattr(args, name) < low:

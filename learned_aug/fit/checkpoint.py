@@ -120,7 +120,12 @@ class Checkpoint:
         self._generation = generation
 
     def _keep(self) -> None:
-        """Refuse to work beside another process."""
+        """Keep the folder for this process, where it can be written.
+
+        Raises:
+            CheckpointError: if another process works in it.
+            OSError: if the lock cannot be made for another reason than permissions.
+        """
         try:
             self._lock = lock_folder(self.folder)
         except FolderInUseError as error:

@@ -17,6 +17,7 @@ from learned_aug.influence.head import HeadBatch
 __all__ = ["FOLDS", "Estimate", "estimate", "halves"]
 
 FOLDS = 8
+GOLDEN = (math.sqrt(5) - 1) / 2
 T_95 = 2.365  # two-sided 95 % quantile of Student's t with FOLDS - 1 degrees of freedom
 
 
@@ -36,7 +37,8 @@ class Estimate(NamedTuple):
 def halves(val: HeadBatch, start: int = 0) -> tuple[HeadBatch, list[HeadBatch]]:
     """Split a validation set into what the fit learns from, and the folds of its judge.
 
-    Neighbors go to different parts, so that a set sorted by class is split evenly.
+    Multiples of the golden ratio deal the images, so that a set is split evenly whether it is sorted by class or goes
+    through the classes in turn.
 
     Args:
         val: features and labels, of this process.
@@ -45,11 +47,12 @@ def halves(val: HeadBatch, start: int = 0) -> tuple[HeadBatch, list[HeadBatch]]:
     Returns:
         One half, and the other in ``FOLDS`` parts; all of it and no part where a part would have fewer than two images.
     """
-    index = torch.arange(start, start + len(val.labels), device=val.labels.device)
-    parts = [HeadBatch(*(rows[index % (2 * FOLDS) == 2 * k + 1] for rows in val)) for k in range(FOLDS)]
-    if min(len(part.labels) for part in parts) < 2:
+    index = torch.arange(start, start + len(val.labels), dtype=torch.float64)
+    part = (2 * FOLDS * (index * GOLDEN % 1)).long().to(val.labels.device)
+    folds = [HeadBatch(*(rows[part == 2 * k + 1] for rows in val)) for k in range(FOLDS)]
+    if min(len(fold.labels) for fold in folds) < 2:
         return val, []
-    return HeadBatch(*(rows[index % 2 == 0] for rows in val)), parts
+    return HeadBatch(*(rows[part % 2 == 0] for rows in val)), folds
 
 
 def estimate(drops: Tensor) -> Estimate:

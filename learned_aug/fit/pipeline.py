@@ -194,7 +194,8 @@ def fit(
         run = Run(checkpoint, every=checkpoint_every, listeners=listeners, device=layer.weight.device)
         setting = Setting(tap, train, val, baseline, config)
 
-        setting.check()
+        if "s_val" not in run.results:
+            setting.check()
 
         # Stage 2, first because it needs no augmenter.
         influence = Influence.of(run.once("s_val", lambda: setting.solve(run.notify)), layer.weight.device)

@@ -27,7 +27,7 @@ from learned_aug.influence.s_val import predicted_influence, solve_s_val
 from learned_aug.influence.scores import predicted_val_drop
 from learned_aug.influence.system import Solution
 from learned_aug.nets import AugmenterConfig
-from learned_aug.runtime.data import Data, as_pair
+from learned_aug.runtime.data import Data, as_pair, check_source
 from learned_aug.runtime.distributed import broadcast_, rank, span, world_size
 from learned_aug.runtime.events import Event, OnEvent
 from learned_aug.runtime.rng import forked, generator
@@ -137,7 +137,7 @@ class Setting:
             sharded=world_size() > 1,
             on_event=notify,
         )
-        judges = solution.value[1:] if folds else solution.value[:0].expand(0, *solution.value.shape)
+        judges = solution.value[1:] if folds else solution.value.new_empty(0, *solution.value.shape)
         solution = replace(solution, value=solution.value[0]) if folds else solution
         notify(Event("ihvp", 1, 1, {"residual": solution.residual, "steps": float(solution.steps)}))
         return Influence(head, solution, judges).tree()
@@ -218,6 +218,7 @@ class Setting:
 
 def bounded(data: Data, name: str, batch_size: int) -> int:
     """Return a batch size for passes that only read, so that no more than ``IN_FLIGHT`` values are held at once."""
+    check_source(data, name)
     if isinstance(data, DataLoader):
         return batch_size
     with forked():

@@ -106,14 +106,14 @@ def _free(head: nn.Linear, model: nn.Module) -> nn.Linear:
                 f"the head's {name} must be free to move, got one with a gradient hook, which may mask it; remove the "
                 "hook from a copy of the model, and train its head on"
             )
-    if head.bias is not None and head.bias.requires_grad != head.weight.requires_grad:
-        raise ValueError(
-            "the head's weight and bias must both be trained or both be frozen, got one of each: influences move both; "
-            "set requires_grad alike, and train the head on"
-        )
     if not head.weight.is_floating_point():
         raise ValueError(
             f"the head's weight must be floating, got {head.weight.dtype}; fit the model before it is quantized"
+        )
+    if head.bias is not None and head.bias.requires_grad != head.weight.requires_grad:
+        raise ValueError(
+            "the head's weight and bias must both be trained or both be frozen, got one of each: influences move both; "
+            "set requires_grad equally for both, and train the head on"
         )
     return head
 
@@ -308,7 +308,7 @@ def check_differentiable(tap: HeadTap, images: Tensor) -> None:
         UserWarning: if the gradient is zero for all of the images.
     """
     with torch.enable_grad():
-        images = images[:2].detach().clone().requires_grad_()
+        images = images[:16].detach().clone().requires_grad_()
         features, _ = tap(images)
         if not features.requires_grad:
             raise ValueError(

@@ -288,12 +288,17 @@ class HeadProblem:
         Warns:
             UserWarning: if a class of the head has no sample in `val`.
         """
+        plain = self._plain(val)
         warn_of_missing_classes(val.labels, len(self.weight), self.sharded)
-        return self.gradient_on(val)
+        return plain.gradient()
 
     def gradient_on(self, batch: HeadBatch) -> Tensor:
         """Return :meth:`validation_gradient` without its warning, as for a part of a validation set."""
-        plain = replace(
+        return self._plain(batch).gradient()
+
+    def _plain(self, batch: HeadBatch) -> HeadProblem:
+        """The mean loss on other samples, without smoothing, weights and decay; refuses labels that are no classes."""
+        return replace(
             self,
             features=batch.features,
             labels=batch.labels,
@@ -301,7 +306,6 @@ class HeadProblem:
             label_smoothing=0.0,
             weight_decay=0.0,
         )
-        return plain.gradient()
 
     def hvp(self, v: Tensor, rows: Tensor | None = None) -> Tensor:
         """H V, weight decay included and damping not.

@@ -6,18 +6,20 @@ import contextlib
 import errno
 import os
 import socket
+import sys
 import weakref
 from pathlib import Path
 from typing import IO, Any
 
-try:
+if sys.platform == "win32":
+    import msvcrt
+else:
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["FolderInUseError", "FolderLock", "lock_folder"]
 
 LOCK_NAME = ".learned-aug.lock"
+FAR = 2**30  # byte that is locked where a lock hides what it covers (Windows)
 
 _held: weakref.WeakValueDictionary[tuple[int, str], FolderLock] = weakref.WeakValueDictionary()
 
@@ -95,17 +97,23 @@ def _lock(file: IO[str]) -> None:
     Raises:
         BlockingIOError: if another process holds it.
     """
-    if fcntl is not None:
+    if sys.platform == "win32":
+        try:
+            os.lseek(file.fileno(), FAR, os.SEEK_SET)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError(errno.EAGAIN, "locked") from error
+    else:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise BlockingIOError(error.errno, "locked") from error
             # A file system without locks, as some network ones are: ask the process's number instead.
-    number, _, host = _holder(file).partition(" ")
-    if number.isdigit() and int(number) != os.getpid() and (host != socket.gethostname() or _alive(int(number))):
-        raise BlockingIOError(errno.EAGAIN, "locked")
+            number, _, host = _holder(file).partition(" ")
+            here = host == socket.gethostname()
+            if number.isdigit() and int(number) != os.getpid() and (not here or _alive(int(number))):
+                raise BlockingIOError(errno.EAGAIN, "locked") from error
 
 
 def _holder(file: IO[str]) -> str:
@@ -125,5 +133,6 @@ def _alive(number: int) -> bool:
 
 def _release(file: IO[Any], path: Path, owner: int) -> None:
     if os.getpid() == owner:  # a forked worker has a copy of this object, and none of the lock
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of Windows, where an open file stays; it is taken over as it is
+            path.unlink(missing_ok=True)
     file.close()

@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -183,6 +184,22 @@ def test_a_file_that_is_no_image_is_named_before_the_work(tree, part):
 )
 def test_a_normalization_that_cannot_be_is_refused(images, options, message):
     refused(images, message, **options)
+
+
+def test_files_of_every_kind_become_the_values_that_they_show(tree):
+    root = tree("train/a", "train/b")
+    kinds = {
+        "16.png": PIL.Image.fromarray(np.full((8, 8), 20_000, np.uint16)),
+        "alpha.png": PIL.Image.new("RGBA", (8, 8), (0, 0, 0, 0)),
+        "palette.png": PIL.Image.new("RGB", (8, 8), (40, 40, 40)).quantize(2),
+    }
+    for name, image in kinds.items():
+        image.save(root / "train" / "a" / name)
+    opened = open_folders(root, size=8, val=0.3, gray=True)
+    whole = opened.train.dataset
+    values = {os.path.basename(path): whole[k][0] for k, path in enumerate(whole.paths)}
+    for name, level in (("16.png", 78), ("alpha.png", 255), ("palette.png", 40)):
+        assert values[name].unique().mul(255).tolist() == pytest.approx([level])
 
 
 # In the command itself

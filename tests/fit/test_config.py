@@ -26,8 +26,8 @@ from learned_aug.training.retrain import RetrainConfig
         (DropoutConfig, {"batch_size": 1}),
         (PretrainConfig, {"steps": 1.5}),
         (RetrainConfig, {"steps": 0}),
-        (FitConfig, {"warp": 0.0}),
-        (FitConfig, {"color": float("nan")}),
+        (DropoutConfig, {"gate": -1.0}),
+        (DropoutConfig, {"gate": float("nan")}),
         (FitConfig, {"batch_size": 1}),
     ],
 )

@@ -119,7 +119,9 @@ def test_architecture_is_fitted_and_comes_back_as_it_was(name: str) -> None:
         result = learned_aug.fit(model, train, val, baseline=lambda x: x.flip(-1), config=tiny(), progress=False)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert model.training
-    assert all(math.isfinite(value) for figures in result.diagnostics.values() for value in figures.values())
+    for figures in result.diagnostics.values():
+        assert figures.pop("margin") == math.inf  # 16 validation images are too few for a judge
+        assert all(math.isfinite(value) for value in figures.values())
     assert result.solution.converged
     assert_closed_form(model, train.tensors[0])
 

@@ -73,13 +73,12 @@ def test_a_checkpoint_of_a_folder_that_cannot_be_written_is_still_read(tmp_path,
     assert Checkpoint(tmp_path, {}).read() == {"a": 1}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has locks everywhere")
 def test_where_locks_are_missing_the_process_number_decides(tmp_path, monkeypatch, other):
-    if locking.fcntl is not None:
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "no locks here")
 
-        def unsupported(*_):
-            raise OSError(errno.ENOLCK, "no locks here")
-
-        monkeypatch.setattr(locking.fcntl, "lockf", unsupported)
+    monkeypatch.setattr(locking.fcntl, "lockf", unsupported)
     with pytest.raises(FolderInUseError, match=rf"process {other.pid}"):
         lock_folder(tmp_path)
     other.kill()
