@@ -24,15 +24,15 @@ __all__ = ["SteeredDraws"]
 
 
 class SteeredDraws:
-    """Augments a share of each batch, and steers a part of the draws by the classifier in training.
+    """Augments a share of each batch, and steers the draws of every other batch by the classifier in training.
 
         steered = SteeredDraws(model)
         for images, labels in loader:
             images = steered(images, labels)
             ...  # your training step
 
-    The rest of the share gets draws of the prior: random networks, calibrated on the first batch. A steered draw starts
-    from one of the prior, takes the gradient of the classifier's loss with respect to its dropout mask, and draws again
+    The prior are random networks of random strength, calibrated on the first batch. A steered draw starts from one of
+    the prior, takes the gradient of the classifier's loss with respect to its dropout mask, and draws again
     from dropout that is tilted along it, at the same strength; the tilt is gated by the probability of the label, so
     that only what the classifier already gets right is made harder. It reads no label beyond the batch's own.
 
@@ -43,7 +43,8 @@ class SteeredDraws:
         model: the classifier in training, on images of the value range stated by `mean` and `std`; read in eval mode.
         augmenter: networks to draw from, such as a fitted augmenter; by default a prior made at the first batch.
         share: share of each batch, taken at random, that is augmented.
-        steered: share of these that is steered; the rest are draws of the prior.
+        period: every so many calls draws are steered, those of the others are the prior's; 1 steers at each call, at
+            about twice the cost.
         tilt: root mean square of the logits of keeping that steering adds; 0 steers nothing, negative reverses it.
         gate: power of the probability of the label that the tilt is multiplied with; 0 is no gate.
         warmup: calls before the first draw is steered, while the classifier knows nothing and its batch-norm statistics
@@ -74,10 +75,10 @@ class SteeredDraws:
         *,
         augmenter: Augmenter | None = None,
         share: float = 0.5,
-        steered: float = 0.5,
+        period: int = 2,
         tilt: float = 3.0,
         gate: float = 4.0,
-        warmup: int = 50,
+        warmup: int = 20,
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
         loss: Loss | None = None,
@@ -89,21 +90,22 @@ class SteeredDraws:
         head: str | None = None,
         seed: int = 0,
     ) -> None:
-        for name, value in (("share", share), ("steered", steered)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {value}")
+        if not 0 <= share <= 1:
+            raise ValueError(f"share must be in [0, 1], got {share}")
         if not math.isfinite(tilt):
             raise ValueError(f"tilt must be finite, got {tilt}; 0 steers nothing")
         if not (math.isfinite(gate) and gate >= 0):
             raise ValueError(f"gate must be a finite power >= 0, got {gate}; 0 is no gate")
-        if warmup < 0 or every < 1:
-            raise ValueError(f"warmup must be >= 0 and every >= 1, got {warmup} and {every}")
+        if warmup < 0 or every < 1 or period < 1:
+            raise ValueError(
+                f"warmup must be >= 0, every and period >= 1, got {warmup}, {every} and {period}; leave them out"
+            )
         if augmenter is not None and tilt and not augmenter.config.tau_dropout:
             raise ValueError(
                 "augmenter must have tau_dropout > 0 to be steered, got 0; change its config, or use tilt=0"
             )
         self.model, self.augmenter = model, augmenter
-        self.share, self.steered, self.tilt, self.gate, self.warmup = share, steered, tilt, gate, warmup
+        self.share, self.period, self.tilt, self.gate, self.warmup = share, period, tilt, gate, warmup
         self.mean, self.std, self.every, self.seed = mean, std, every, seed
         self.reader = Reader(model, by=by, loss=loss, train=train, val=val, config=config, head=head)
         self.generator = generator(seed, "steered draws", rank())
@@ -129,20 +131,21 @@ class SteeredDraws:
             raise ValueError(
                 f"labels must be one per image, {images.shape[0]}, got {tuple(labels.shape)}; pass those of this batch"
             )
-        if self.tilt and self.calls >= self.warmup and (self.calls - self.warmup) % self.every == 0:
+        steers = bool(self.tilt) and self.calls >= self.warmup
+        if steers and (self.calls - self.warmup) % self.every == 0:
             self.reader.renew()
+        steers = steers and (self.calls - self.warmup) % self.period == 0
+        self.calls += 1
         chosen = torch.randperm(images.shape[0], generator=self.generator)[: round(self.share * images.shape[0])]
+        chosen = chosen.to(images.device)
         part = images[chosen]
         noise = augmenter.draw_noise(part.shape[0], generator=self.generator, device=images.device)
-        count = round(self.steered * part.shape[0]) if self.tilt and self.calls >= self.warmup else 0
-        self.calls += 1
-        if not count:
-            drawn = augmenter(part, noise)
-        else:
+        if steers and part.shape[0]:
             prior = augmenter.trace(part, noise)
-            steered = self._steer(augmenter, part[:count], labels[chosen[:count]], prior.masks[:count], noise[:count])
-            masks = torch.cat([steered, prior.masks[count:]])
+            masks = self._steer(augmenter, part, labels[chosen], prior.masks, noise)
             drawn = augmenter.trace(part, masks=masks, strengths=prior.strengths).draw.apply(part)
+        else:
+            drawn = augmenter(part, noise)
         out = images.clone()
         out[chosen] = drawn
         return out
