@@ -11,18 +11,16 @@ from os import PathLike
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from learned_aug.calibration import calibrate
+from learned_aug.config import FAMILIES, UNITS, AugmenterConfig, Strength
 from learned_aug.draw import Augmented, Draw, Trace
-from learned_aug.functional import affine_flow, at_least_float32, flow_field, recolor, smooth
-from learned_aug.nets import FAMILIES, UNITS, AugmenterConfig, Code, Encoder, Fields, Generator, Strength, initialize
+from learned_aug.functional import affine_flow, at_least_float32, flow_field, shrunk, smooth
+from learned_aug.nets import Code, Encoder, Fields, Generator, initialize
 from learned_aug.weights.mixin import PretrainedMixin
 
 __all__ = ["Augmenter"]
-
-CALIBRATION = 2**21  # pixels, at most, of a calibration: dense fields take 200 bytes each and more
-PAIRS = 128  # pairs of draws, at least, that a calibration compares
 
 
 class EncoderGenerator(nn.Module):
@@ -208,20 +206,20 @@ class Augmenter(PretrainedMixin):
             strengths = self.strengths(given.new_full((batch, 1, len(FAMILIES)), 0.5))
         elif strengths.shape != (batch, len(FAMILIES)):
             raise ValueError(f"strengths must be (B, 3) = ({batch}, 3), got {tuple(strengths.shape)}; see Trace")
-        draw = self._empty((images.shape[-2], images.shape[-1]))
+        draw = self.empty_draw((images.shape[-2], images.shape[-1]))
         used: list[Tensor] = []
         logits: list[Tensor] = []
-        for k, pair in enumerate(self._pairs()):
-            code = self._encode(pair, images if k == 0 else draw.apply(images))
+        for k, pair in enumerate(self.pairs()):
+            code = self.encode(pair, images if k == 0 else draw.apply(images))
             mask = self.mask(given[:, k, : config.tau_dim], code.keep) if masks is None else given[:, k]
             fields = pair.generator(code.tau * mask.to(code.tau.dtype))
-            draw = self._extend(draw, fields, strengths, strength)
+            draw = self.extend(draw, fields, strengths, strength)
             used.append(mask)
             if code.keep is not None:
                 logits.append(code.keep)
         return Trace(draw, torch.stack(used, 1), strengths, torch.stack(logits, 1) if logits else None)
 
-    def _empty(self, size: tuple[int, int]) -> Draw:
+    def empty_draw(self, size: tuple[int, int]) -> Draw:
         """Return a draw that changes nothing yet, for images of a size (H, W)."""
         low, high = self.config.bounds
         return Draw(size, low=low, high=high, smooth=self.config.version > 1)
@@ -280,7 +278,7 @@ class Augmenter(PretrainedMixin):
 
     def _configure(self, config: AugmenterConfig) -> None:
         self.config = config
-        for pair in self._pairs():
+        for pair in self.pairs():
             pair.generator.config = config
 
     @classmethod
@@ -325,7 +323,7 @@ class Augmenter(PretrainedMixin):
         Args:
             level: 0 or more; from log2 of the training size on all is as usual.
         """
-        generators = [pair.generator for pair in self._pairs() if self.config.fields == "pixel"]
+        generators = [pair.generator for pair in self.pairs() if self.config.fields == "pixel"]
         try:
             for generator in generators:
                 generator.level = level
@@ -334,13 +332,14 @@ class Augmenter(PretrainedMixin):
             for generator in generators:
                 generator.level = math.inf
 
-    def _pairs(self) -> list[EncoderGenerator]:
+    def pairs(self) -> list[EncoderGenerator]:
+        """Return the E/G pairs, in the order in which they are applied."""
         return cast(list[EncoderGenerator], list(self.stages))
 
-    def _encode(self, stage: EncoderGenerator, images: Tensor) -> Code:
+    def encode(self, stage: EncoderGenerator, images: Tensor) -> Code:
         """Codes of images of any size."""
         side = self.config.encoder_side
-        small = _resize(at_least_float32(images), side).to(self._weight.dtype)
+        small = shrunk(at_least_float32(images), side).to(self._weight.dtype)
         code: Code = stage.encoder(small)
         # The codes see every pixel, and are cheap to look through. On a GPU that would stall the stream.
         tau = code.tau.detach()
@@ -352,7 +351,7 @@ class Augmenter(PretrainedMixin):
             )
         return code
 
-    def _extend(self, draw: Draw, fields: Fields, strengths: Tensor | None, strength: float | Tensor = 1.0) -> Draw:
+    def extend(self, draw: Draw, fields: Fields, strengths: Tensor | None, strength: float | Tensor = 1.0) -> Draw:
         """Add what one pair's fields, in pixels of the training size, do to images of the draw's size."""
         side = self.config.size
 
@@ -426,7 +425,7 @@ class Augmenter(PretrainedMixin):
         # All families, those that are switched off too: they may be switched on later.
         self._configure(dataclasses.replace(config, **UNITS))
         try:
-            self._calibrate(images, generator)
+            calibrate(self, images, generator)
         except ValueError:
             self.load_state_dict(before)
             raise
@@ -434,74 +433,6 @@ class Augmenter(PretrainedMixin):
             self._configure(config)
         return self
 
-    def _calibrate(self, images: Tensor, generator: torch.Generator | None) -> None:
-        config = self.config
-        images = images[: max(32, CALIBRATION // config.size**2)]
-        images = images.repeat(-(-PAIRS // images.shape[0]), 1, 1, 1)[: max(PAIRS, images.shape[0])]
-        side = min(config.size, max(32, math.isqrt(CALIBRATION // (2 * images.shape[0]))))
-        images = _resize(images, side).repeat(2, 1, 1, 1)
-        noise = self.draw_noise(images.shape[0], generator=generator, device=images.device)
-        draw, units = self._empty((side, side)), noise.new_tensor([UNITS[f] for f in FAMILIES])
-        for k, pair in enumerate(self._pairs()):
-            generator_net = pair.generator
-            code = self._encode(pair, draw.apply(images))
-            mask = self.mask(noise[:, k, : config.tau_dim], code.keep)
-            raw = generator_net.raw(code.tau * mask.to(code.tau.dtype))
-            generator_net.center.copy_(raw.mean(0))
-            generator_net.gain.fill_(1)
-            for family, name in enumerate(FAMILIES):
-                alone = torch.zeros_like(units)
-                alone[family] = units[family]
-                # A fixed point: the spread grows with the gain, at first in proportion, near the bound slowly.
-                for _ in range(100):
-                    fields = generator_net.fields(raw)
-                    if getattr(fields, name) is None:
-                        break
-                    drawn = self._extend(draw, fields, alone.expand(images.shape[0], -1))
-                    spread = self._spread(name, drawn, images)
-                    if abs(spread / UNITS[name] - 1) < 1e-3:
-                        break
-                    if not 0 < spread < math.inf:
-                        raise ValueError(
-                            f"two draws must differ in their {name}, got a difference of {spread:.3g}; give images "
-                            "that are not constant, and tau_dropout > 0"
-                        )
-                    generator_net.gain[family] *= UNITS[name] / spread
-                else:
-                    raise ValueError(
-                        f"the unit of {name}, {UNITS[name]}, cannot be reached, two draws differed by {spread:.3g}; "
-                        "give other images, or raise tau_dropout"
-                    )
-            draw = self._extend(draw, generator_net.fields(raw), units.expand(images.shape[0], -1))
-
-    def _spread(self, family: str, draw: Draw, images: Tensor) -> float:
-        """How far the first and the second half of the draws differ, in the unit of the family."""
-        if family == "color":
-            one, two = recolor(images, cast(Tensor, draw.coarse_color)).chunk(2)
-            std = sum(self.config.std) / len(self.config.std)
-            return float((one - two).abs().mean()) * std
-        one, two = cast(Tensor, draw.flow()).chunk(2)
-        scale = (self.config.size - 1) / (draw.size[0] - 1)  # to pixels of the training size
-        return float((one - two).norm(dim=1).mean()) * scale / self.config.size
-
     def extra_repr(self) -> str:
         """The configuration, shown by ``repr``."""
         return str(self.config)
-
-
-def _resize(images: Tensor, side: int) -> Tensor:
-    # Means of neighbors, as often as halves fit, at a fraction of the time of an interpolation.
-    for dim in (-2, -1):
-        length = images.shape[dim]
-        factor = 1
-        while length % (2 * factor) == 0 and length // (2 * factor) >= side:
-            factor *= 2
-        if factor > 1:
-            first, second, *rest = images.unflatten(dim, (-1, factor)).unbind(dim)
-            images = first + second
-            for part in rest:  # in place: fresh memory would cost more than the sums
-                images.add_(part)
-            images.div_(factor)
-    if images.shape[-2:] == (side, side):
-        return images
-    return F.interpolate(images, (side, side), mode="bilinear", antialias=True)

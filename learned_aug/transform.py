@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from learned_aug.augmenter import Augmenter
+from learned_aug.config import Strength
 from learned_aug.draw import Draw
 from learned_aug.functional import (
     at_least_float32,
@@ -26,7 +27,6 @@ from learned_aug.functional import (
     warp_points,
     warp_rotated_boxes,
 )
-from learned_aug.nets import Strength
 
 __all__ = ["LearnedAugment"]
 

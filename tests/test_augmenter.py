@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learned_aug import Augmenter, AugmenterConfig
-from learned_aug.augmenter import _resize
+from learned_aug.augmenter import shrunk
 from learned_aug.draw import CHUNK
 from learned_aug.functional import recolor
 
@@ -169,7 +169,7 @@ def test_any_size_batch_channels_dtype_and_memory_format_works(size, batch, chan
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (64, 96), (97, 130), (20, 9)])
 def test_the_copy_for_the_encoder_keeps_the_mean_and_halves_exactly(size):
     x = images(2, AugmenterConfig(), size)
-    small = _resize(x, 32)
+    small = shrunk(x, 32)
     assert small.shape == (2, 3, 32, 32)
     torch.testing.assert_close(small.mean((2, 3)), x.mean((2, 3)), atol=0.01, rtol=0)
     if size == (64, 64):

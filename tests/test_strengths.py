@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from learned_aug import Augmenter, AugmenterConfig
+from learned_aug.config import FAMILIES, UNITS
 from learned_aug.functional import recolor
-from learned_aug.nets import FAMILIES, UNITS
 from tests.test_augmenter import OLD, build, images, seeded
 
 FORMS = [

@@ -264,7 +264,7 @@ def _explain(path: Path, read: Any, states: dict[str, dict[str, Tensor]], expect
                 f"{path} does not fit{keys}: {place} {what} {', '.join(names[:2])}{more}; check the model's name, its "
                 "number of classes (the folders) and of channels"
             )
-    raise AssertionError("a state that fits was refused")
+    raise AssertionError("the state must differ from the model's, got one that fits; please report this as a bug")
 
 
 def _kind(read: Any) -> str:

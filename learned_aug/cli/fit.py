@@ -44,12 +44,12 @@ from learned_aug.cli.main import IncompleteError, plain
 from learned_aug.cli.report import Parts, write_figures, write_report, write_weights
 from learned_aug.cli.settings import add_setting
 from learned_aug.cli.work import Work, add_data_arguments, check_head, keep_folder
+from learned_aug.config import FAMILIES, AugmenterConfig
 from learned_aug.fit.config import FitConfig
 from learned_aug.fit.dropout import DropoutConfig
 from learned_aug.fit.linear import LinearConfig
 from learned_aug.fit.pipeline import FitResult, fit
 from learned_aug.fit.pretrain import PretrainConfig
-from learned_aug.nets import FAMILIES, AugmenterConfig
 from learned_aug.training.retrain import RetrainConfig
 from learned_aug.training.steer import SteeredDraws
 from learned_aug.viz import corrected_samples

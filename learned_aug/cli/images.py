@@ -111,7 +111,7 @@ def _named(path: Path | str) -> Iterator[None]:
     try:
         yield
     except ImageError as error:
-        raise ImageError(f"{path} {error}") from error
+        raise ImageError(f"{path} {error}") from error  # which names the remedy
     except PIL.UnidentifiedImageError as error:
         raise ImageError(
             f"{path} is no image that can be read; replace it by a PNG or JPEG file, or delete it"

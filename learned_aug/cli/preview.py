@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from learned_aug.augmenter import Augmenter
 from learned_aug.cli.images import check_headers, image_files, read_image
 from learned_aug.cli.main import note
-from learned_aug.nets import AugmenterConfig
+from learned_aug.config import AugmenterConfig
 from learned_aug.runtime.events import Event, ProgressBars
 from learned_aug.viz import diversity_grid, tau_traversal
 from learned_aug.weights.files import write_atomic

@@ -129,7 +129,7 @@ class Checkpoint:
         try:
             self._lock = lock_folder(self.folder)
         except FolderInUseError as error:
-            raise CheckpointError(f"the checkpoint folder {error}") from error
+            raise CheckpointError(f"the checkpoint folder {error}; wait for it, or give another folder") from error
         except OSError as error:
             # A finished fit may be read back from where nothing can be written; write() says so itself.
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -35,7 +35,11 @@ class FitConfig:
     """Seed of all draws of the fit."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range, and parts of another type."""
+        """Refuse values out of range, and parts of another type.
+
+        Raises:
+            TypeError: if a part is of another type.
+        """
         check_at_least(self, batch_size=2)
         kinds: dict[str, tuple[type, ...]] = {
             "pretrain": (PretrainConfig, type(None)),

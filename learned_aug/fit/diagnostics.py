@@ -56,7 +56,11 @@ def divergence_named(stage: str, remedy: str) -> Iterator[None]:
 
 
 def require_finite(loss: Tensor, stage: str, remedy: str) -> None:
-    """Raise RuntimeError if the loss is not finite, before a step is made along it."""
+    """Refuse a loss that is not finite, before a step is made along it.
+
+    Raises:
+        RuntimeError: if it is not, naming the stage and the remedy.
+    """
     if not loss.detach().isfinite().all():
         raise RuntimeError(f"{stage} diverged, its loss must be finite, got {float(loss.detach())}; {remedy}")
 

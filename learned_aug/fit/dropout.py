@@ -89,7 +89,11 @@ class LearningDropout(FollowingInfluence):
         super().__init__(augmenter, tap, batches, head, ihvp, steps=config.steps, lr=config.lr, seed=seed)
 
     def part(self, augmenter: Augmenter) -> nn.Module:
-        """E's layers for the dropout."""
+        """Return E's layers for the dropout.
+
+        Raises:
+            ValueError: if the dropout of the augmenter is fixed.
+        """
         if augmenter.config.dropout == "fixed" or not augmenter.config.tau_dropout:
             raise ValueError(
                 'augmenter must have dropout="learned" and tau_dropout > 0, got '

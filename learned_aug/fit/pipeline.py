@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from learned_aug.augmenter import Augmenter
+from learned_aug.config import AugmenterConfig
 from learned_aug.fit.checkpoint import Checkpoint, digest_of, fingerprint
 from learned_aug.fit.config import FitConfig
 from learned_aug.fit.judge import Estimate
@@ -21,7 +22,6 @@ from learned_aug.fit.run import Run
 from learned_aug.fit.stages import Influence, Setting, Tap
 from learned_aug.influence.head import borrowed, find_head, unwrap
 from learned_aug.influence.system import Solution
-from learned_aug.nets import AugmenterConfig
 from learned_aug.runtime.data import Data, hold_out
 from learned_aug.runtime.distributed import all_sum_, broadcast_, rank, world_size
 from learned_aug.runtime.events import Event, OnEvent, ProgressBars
@@ -152,8 +152,8 @@ def fit(
         The augmenter, its controls, the verdict of the judge, diagnostics and history.
 
     Raises:
-        ValueError, TypeError: for a model or data that cannot be fitted, with what was expected, what came and what to
-            do.
+        ValueError: for a model or data that cannot be fitted, with what was expected, what came and what to do.
+        TypeError: likewise, where a type is wrong.
         ConvergenceError: if s_val could not be solved.
         CheckpointError: if the checkpoint is of other settings, data, model or versions, or cannot be read.
         OSError: if a checkpoint cannot be written, as on a full disk; the last one stays.
@@ -249,7 +249,11 @@ def _on_device(model: nn.Module, head: str | None, device: torch.device | str | 
 
 
 def _check_shares(config: FitConfig, train: Data, val: Data) -> None:
-    """Refuse what several processes cannot share."""
+    """Refuse what several processes cannot share.
+
+    Raises:
+        ValueError: naming the batch size or loader that cannot be shared.
+    """
     world = world_size()
     if world == 1:
         return
@@ -272,7 +276,11 @@ def _check_shares(config: FitConfig, train: Data, val: Data) -> None:
 
 
 def _check_same_model(model: nn.Module, device: torch.device) -> None:
-    """Refuse to go on with models that differ between processes."""
+    """Refuse to go on with models that differ between processes.
+
+    Raises:
+        ValueError: if they differ.
+    """
     if world_size() > 1:
         own = torch.tensor(int(digest_of(model), 16), device=device)
         first = own.clone()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from learned_aug.augmenter import Augmenter
-from learned_aug.nets import AugmenterConfig
+from learned_aug.config import AugmenterConfig
 from learned_aug.runtime.distributed import broadcast_
 from learned_aug.runtime.rng import generator
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from learned_aug.augmenter import Augmenter
+from learned_aug.config import AugmenterConfig
 from learned_aug.fit.config import FitConfig
 from learned_aug.fit.diagnostics import measure
 from learned_aug.fit.dropout import DropoutConfig, LearningDropout
@@ -26,7 +27,6 @@ from learned_aug.influence.problem import Head
 from learned_aug.influence.s_val import predicted_influence, solve_s_val
 from learned_aug.influence.scores import predicted_val_drop
 from learned_aug.influence.system import Solution
-from learned_aug.nets import AugmenterConfig
 from learned_aug.runtime.data import Data, as_pair, check_source
 from learned_aug.runtime.distributed import broadcast_, rank, span, world_size
 from learned_aug.runtime.events import Event, OnEvent

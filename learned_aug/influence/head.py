@@ -393,7 +393,15 @@ class _Rows:
 
 
 def check_finite(batch: HeadBatch, start: int = 0) -> None:
-    """Raise ValueError naming the first sample with a non-finite feature or logit; `start` is the batch's offset."""
+    """Refuse features and logits that are not finite.
+
+    Args:
+        batch: what the head sees.
+        start: index of the batch's first sample.
+
+    Raises:
+        ValueError: naming the first such sample.
+    """
     for what, values in (("features", batch.features), ("logits", batch.logits)):
         wrong = (~values.isfinite().all(1)).nonzero()
         if len(wrong):

@@ -316,6 +316,9 @@ class HeadProblem:
 
         Returns:
             of the shape of `v`, in the dtype of `weight`.
+
+        Raises:
+            ValueError: if `v` has another shape.
         """
         if v.shape[-2:] != self.theta.shape or v.ndim > 3:
             raise ValueError(

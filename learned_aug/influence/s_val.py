@@ -44,7 +44,11 @@ class InfluenceConfig:
     of its length in benchmarks/fit/memory.py; bfloat16, for features beyond 65,504, by 3e-3 (ours)."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
+        """Refuse values out of range.
+
+        Raises:
+            ValueError: naming the field.
+        """
         check_at_least(self, weight_decay=0, damping=0, label_smoothing=0)
         check_at_most_one(self, "label_smoothing")
         if self.solver != "auto" and not isinstance(self.solver, Solver):

@@ -96,6 +96,9 @@ def predicted_val_drop(influence: Tensor, n_train: int) -> Tensor:
 
     Returns:
         of the shape of `influence`, nats; positive is good.
+
+    Raises:
+        ValueError: if `n_train` is below 1.
     """
     if n_train < 1:
         raise ValueError(f"n_train must be >= 1, got {n_train}; see HeadProblem.n_train")

@@ -94,6 +94,9 @@ class Reader:
 
         Returns:
             The score (B,), differentiable, and the probability (B,) of the label, exp(-loss) at most 1.
+
+        Raises:
+            RuntimeError: if s_val is not solved yet.
         """
         with self._evaluating():
             if self.by == "loss":

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from learned_aug.augmenter import Augmenter
+from learned_aug.config import AugmenterConfig
 from learned_aug.fit.prior import prior
 from learned_aug.fit.tilt import tilted
 from learned_aug.influence.problem import Head
 from learned_aug.influence.s_val import InfluenceConfig
-from learned_aug.nets import AugmenterConfig
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.distributed import rank
 from learned_aug.runtime.rng import generator
@@ -124,7 +124,8 @@ class SteeredDraws:
             (B, C, H, W), a new tensor in the dtype of `images`.
 
         Raises:
-            TypeError, ValueError: if images or labels do not fit, with what was expected, what came and what to do.
+            ValueError: if images or labels do not fit, with what was expected, what came and what to do.
+            TypeError: if images are no floating tensor.
         """
         augmenter = self._augmenter_for(images)
         if labels.shape[:1] != images.shape[:1]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from learned_aug.nets import AugmenterConfig
+from learned_aug.config import AugmenterConfig
 from learned_aug.weights.files import sha256
 
 __all__ = ["CARD_NAME", "CardFacts", "CardResult", "published", "render"]

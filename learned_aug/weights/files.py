@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from learned_aug.nets import AugmenterConfig
+from learned_aug.config import AugmenterConfig
 
 __all__ = [
     "CONFIG_NAME",

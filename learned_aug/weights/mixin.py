@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from learned_aug.nets import AugmenterConfig
+from learned_aug.config import AugmenterConfig
 from learned_aug.weights import files as weights
 from learned_aug.weights import hub, registry
 from learned_aug.weights.card import CardFacts, render

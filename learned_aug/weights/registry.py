@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from learned_aug.nets import AugmenterConfig
+from learned_aug.config import AugmenterConfig
 from learned_aug.weights import files as weights
 from learned_aug.weights import hub
 from learned_aug.weights.files import CONFIG_NAME, WEIGHTS_NAME, WeightsError

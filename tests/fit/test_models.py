@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -23,6 +22,8 @@ from learned_aug.fit.dropout import DropoutConfig
 from learned_aug.fit.pretrain import PretrainConfig
 from learned_aug.influence.head import HeadTap, borrowed, find_head
 from learned_aug.influence.s_val import InfluenceConfig
+
+timm = pytest.importorskip("timm")
 
 CLASSES = 4
 

@@ -18,17 +18,9 @@ import torch
 from huggingface_hub import close_session, constants, file_download
 from safetensors.torch import save as to_safetensors
 
-from learned_aug import (
-    Augmenter,
-    AugmenterConfig,
-    CardFacts,
-    CardResult,
-    LearnedAugment,
-    WeightsError,
-    hub,
-    registry,
-    weights,
-)
+from learned_aug import Augmenter, AugmenterConfig, CardFacts, CardResult, LearnedAugment, WeightsError
+from learned_aug.weights import files as weights
+from learned_aug.weights import hub, registry
 from learned_aug.weights.files import CONFIG_NAME, WEIGHTS_NAME
 from learned_aug.weights.registry import Pretrained
 from tests.weights.fake_hub import Fault, Hub, Repo, git_sha1, sha256
@@ -286,7 +278,7 @@ def test_publish_example_publishes(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     server.augmenter.save_pretrained(tmp_path / "mine")
     monkeypatch.setattr(sys, "argv", ["publish.py", str(tmp_path / "mine"), "me/mine", "--private"])
-    runpy.run_path(str(Path(__file__).parents[1] / "examples" / "publish.py"), run_name="__main__")
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "publish.py"), run_name="__main__")
     repo = server.repos["me/mine"]
     assert repo.refs["main"] in capsys.readouterr().out
     assert repo.private

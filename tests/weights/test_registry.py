@@ -9,16 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from learned_aug import (
-    Augmenter,
-    AugmenterConfig,
-    LearnedAugment,
-    WeightsError,
-    hub,
-    list_pretrained,
-    registry,
-    weights,
-)
+from learned_aug import Augmenter, AugmenterConfig, LearnedAugment, WeightsError, list_pretrained
+from learned_aug.weights import files as weights
+from learned_aug.weights import hub, registry
 from learned_aug.weights.files import CONFIG_NAME, WEIGHTS_NAME
 from learned_aug.weights.registry import HubRepo, Pretrained, resolve
 
