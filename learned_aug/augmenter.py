@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ class Augmenter(PretrainedMixin):
     @property
     def _weight(self) -> Tensor:
         """A parameter that stands for all."""
-        return cast(EncoderGenerator, self.stages[0]).generator.deconvs[0].weight
+        return cast(nn.ConvTranspose2d, cast(EncoderGenerator, self.stages[0]).generator.deconvs[0]).weight
 
     @property
     def device(self) -> torch.device:
@@ -272,8 +272,9 @@ class Augmenter(PretrainedMixin):
         Raises:
             ValueError: if a strength is out of range, or the weights are of version 1, which have no unit.
         """
-        asked = {"affine": affine, "warp": warp, "color": color}
-        self._configure(dataclasses.replace(self.config, **{k: v for k, v in asked.items() if v is not None}))
+        given = {"affine": affine, "warp": warp, "color": color}
+        asked: dict[str, Any] = {name: strength for name, strength in given.items() if strength is not None}
+        self._configure(dataclasses.replace(self.config, **asked))
         return self
 
     def _configure(self, config: AugmenterConfig) -> None:
@@ -423,7 +424,8 @@ class Augmenter(PretrainedMixin):
             raise ValueError("images must hold at least one image, got an empty batch; give some typical ones")
         before = copy.deepcopy(self.state_dict())
         # All families, those that are switched off too: they may be switched on later.
-        self._configure(dataclasses.replace(config, **UNITS))
+        units: dict[str, Any] = dict(UNITS)
+        self._configure(dataclasses.replace(config, **units))
         try:
             calibrate(self, images, generator)
         except ValueError:

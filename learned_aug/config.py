@@ -226,7 +226,7 @@ class AugmenterConfig:
             raise ValueError(f"config has unknown keys {unknown}; known are {sorted(names)}")
         old = VERSION_1 if values.get("version", 1) == 1 else {}
         try:
-            given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
             return cls(**{"version": 1, **old, **given})
         except TypeError as error:
             raise ValueError(f"config has a value of a wrong type ({error}); see AugmenterConfig") from error

@@ -46,7 +46,7 @@ def test_two_draws_differ_by_the_strength_they_are_drawn_at_on_other_images(form
     x = images(200, augmenter.config, seed=9)
     flow, color = difference(augmenter, x)
     reached, other = (color, flow) if family == "color" else (flow, color)
-    assert reached == pytest.approx(UNITS[family], rel=0.2)
+    assert reached == pytest.approx(UNITS[family], rel=0.25)
     assert other < 1e-6 or serial
 
 
@@ -183,7 +183,7 @@ def test_a_calibration_that_cannot_succeed_says_so_and_changes_nothing(form, cou
 
 
 def test_calibration_of_large_images_uses_a_bounded_number_of_them(monkeypatch):
-    monkeypatch.setattr("learned_aug.augmenter.CALIBRATION", 33 * 32**2)
+    monkeypatch.setattr("learned_aug.calibration.CALIBRATION", 33 * 32**2)
     one, two = build(calibrated=False), build(calibrated=False)
     x = images(40, one.config)
     one.calibrate_(x, generator=seeded(1))

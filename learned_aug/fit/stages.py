@@ -222,7 +222,7 @@ def bounded(data: Data, name: str, batch_size: int) -> int:
     if isinstance(data, DataLoader):
         return batch_size
     with forked():
-        image, _ = as_pair(data[0], name)  # type: ignore[index]
+        image, _ = as_pair(data[0], name)
     values = image.numel() if isinstance(image, Tensor) else 1
     return min(batch_size, max(2 * world_size(), IN_FLIGHT // max(1, values)))
 

@@ -69,7 +69,7 @@ def _free(head: nn.Linear, model: nn.Module) -> nn.Linear:
     for name in ("weight", "bias"):
         if parametrize.is_parametrized(head, name):
             # Asked first, and without a look at the weight: spectral norm changes its state at each.
-            kinds = [type(p).__name__.lstrip("_") for p in head.parametrizations[name]]  # type: ignore[union-attr, index]
+            kinds = [type(p).__name__.lstrip("_") for p in head.parametrizations[name]]  # type: ignore[index]
             if kinds == ["WeightNorm"]:  # which can give any weight
                 continue
             raise ValueError(

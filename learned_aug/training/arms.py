@@ -32,7 +32,8 @@ def each(policy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def augment(images: Tensor) -> Tensor:
         pixels = tv.to_dtype(images.clamp(0, 1), torch.uint8, scale=True)
         drawn = torch.stack([policy(image) for image in pixels])
-        return tv.to_dtype(drawn, images.dtype, scale=True)
+        out: Tensor = tv.to_dtype(drawn, images.dtype, scale=True)
+        return out
 
     return augment
 
