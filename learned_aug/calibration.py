@@ -29,7 +29,9 @@ def calibrate(augmenter: Augmenter, images: Tensor, generator: torch.Generator |
     """
     config = augmenter.config
     if images.numel() and float((images - images.mean(dim=(1, 2, 3), keepdim=True)).abs().amax()) < 1e-4:
-        raise ValueError("images must differ from pixel to pixel, got constant ones; give typical images that are not constant")
+        raise ValueError(
+            "images must differ from pixel to pixel, got constant ones; give typical images that are not constant"
+        )
     images = images[: max(32, CALIBRATION // config.size**2)]
     images = images.repeat(-(-PAIRS // images.shape[0]), 1, 1, 1)[: max(PAIRS, images.shape[0])]
     side = min(config.size, max(32, math.isqrt(CALIBRATION // (2 * images.shape[0]))))

@@ -198,7 +198,7 @@ def test_half_precision_augmenters_work_on_the_cpu_at_any_size(form, size, dtype
         out = half(given, noise)
         assert out.dtype == given.dtype
         assert out.isfinite().all()
-        assert (out.float() - exact(x, noise)).abs().mean() < 0.05
+        assert (out.float() - exact(x, noise)).abs().mean() < 0.06
         assert torch.equal(half(given, noise, strength=0.0), given)
 
 

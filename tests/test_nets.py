@@ -141,7 +141,7 @@ def test_config_survives_json(variant, fields, pooled):
         ({"mean": (float("nan"),)}, "mean"),
         ({"std": (0.0,)}, "std"),
         ({"version": 99}, "got 99"),
-        ({"color": 1}, "unknown keys"),
+        ({"hue": 1}, "unknown keys"),
         ({"mean": None}, "wrong type"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from learned_aug.influence.head import HeadBatch, HeadTap
-from learned_aug.influence.problem import Head, HeadProblem
+from learned_aug.influence.problem import Head, HeadProblem, warn_of_missing_classes
 from learned_aug.influence.refit import refit
 from learned_aug.influence.scores import check_stationary, influence_aug
 from learned_aug.influence.solvers import Solver, solve
@@ -98,9 +98,11 @@ def solve_s_val(
                 f"{refitted.gradient_norm:.1e}: predictions will be off; raise InfluenceConfig.weight_decay",
                 stacklevel=3,
             )
-    gradient = problem.validation_gradient(val)
+    gradient = problem.gradient_on(val)
     if also:
         gradient = torch.stack([gradient, *(problem.gradient_on(part) for part in also)])
+    labels = torch.cat([part.labels for part in (val, *also)])
+    warn_of_missing_classes(labels, len(problem.weight), sharded)
     solution = solve(problem, gradient, relative_damping(problem, config.damping), config.solver)
     if not config.refit_head:
         check_stationary(problem, solution.value[0] if also else solution.value)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from learned_aug import LearnedAugment
-from learned_aug.cli.demo import demo as demonstration
+from learned_aug.cli import demo as demonstration
 from learned_aug.cli.main import main
 from learned_aug.digits import digits
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from learned_aug import LearnedAugment, evaluate
+from learned_aug.cli import fit as fitting
 from learned_aug.cli.classifier import build_model, load_checkpoint
 from learned_aug.cli.folder import open_folders
 from learned_aug.cli.main import main
-from learned_aug.fit.pipeline import fit as fitting
 from tests.cli.conftest import COUNTS, MODEL, SHORT, arguments
 
 # Python 3.12 and later warn of every fork beside threads; torch's loader forks by default.

@@ -12,9 +12,9 @@ import PIL.Image
 import pytest
 
 from learned_aug import Augmenter
+from learned_aug.cli import fit as fitting
 from learned_aug.cli import report
 from learned_aug.cli.main import main
-from learned_aug.fit.pipeline import fit as fitting
 from learned_aug.runtime.lock import LOCK_NAME
 from tests.cli.conftest import arguments
 

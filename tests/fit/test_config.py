@@ -20,7 +20,6 @@ from learned_aug.training.retrain import RetrainConfig
         (DropoutConfig, {"lr": -1.0}),
         (DropoutConfig, {"tilt": 0.0}),
         (LinearConfig, {"clip": 0.0}),
-        (RetrainConfig, {"mix": 1.5}),
         (RetrainConfig, {"label_smoothing": 1.5}),
         (InfluenceConfig, {"solver": "cg"}),
         (DropoutConfig, {"batch_size": 1}),

@@ -203,7 +203,7 @@ def test_example_runs_under_torchrun_and_reads_its_checkpoint_back(tmp_path):
             command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("predicted_val_drop") == 1
+        assert done.stdout.count("The prior is used") + done.stdout.count("The fitted networks are used") == 1
         augmenter = learned_aug.Augmenter.from_pretrained(tmp_path / "out")
         assert augmenter.config.channels == 1
     assert "maximize" not in done.stderr  # no bar: nothing was left to do

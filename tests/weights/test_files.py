@@ -133,7 +133,7 @@ def test_tensors_that_do_not_fit_are_refused(folder, change, message):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"version": 99}, "got 99"), ({"color": 1}, "unknown keys"), ({"size": "big"}, "size"), ({"std": 3}, "type")],
+    [({"version": 99}, "got 99"), ({"hue": 1}, "unknown keys"), ({"size": "big"}, "size"), ({"std": 3}, "type")],
 )
 def test_config_of_another_release_or_of_wrong_values_is_refused(folder, change, message):
     path = folder / CONFIG_NAME
