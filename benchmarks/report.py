@@ -707,7 +707,7 @@ def throughput(path: str, clock: str) -> str:
         rows.append(cells)
     head = [""]
     for size in sizes.values():
-        head += [f"{size}: µs an image", "speed over TrivialAugmentWide", "speed over kornia RandAugment"]
+        head += [f"{size}: us an image", "speed over TrivialAugmentWide", "speed over kornia RandAugment"]
     seconds = "CPU time" if clock == "cpu" else "wall-clock time"
     text = (
         f"Mean {seconds} an image over {found['rounds']} rounds, all contenders in turn in each round; ratios of means "

@@ -10,6 +10,7 @@ torchrun ends the others, and the same command goes on from the last checkpoint.
 
 import argparse
 import os
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def main() -> None:
     if dist.get_rank() == 0:
         result.augmenter.save_pretrained(args.out)
         print(result)
+    time.sleep(0.1)  # torch 2.6 hangs if gloo's group is destroyed while its thread still frees the last tensor
     dist.destroy_process_group()
 
 

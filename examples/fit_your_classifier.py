@@ -75,9 +75,9 @@ def main(arguments: list[str] | None = None) -> Comparison:
 
     arms = {
         "crop": lambda model: None,
-        "crop, untrained control": lambda model: result.untrained,
+        "crop, untrained control": lambda model: result.prior,
         "crop, fitted": lambda model: result.augmenter,
-        "crop, steered": lambda model: SteeredDraws(result.untrained, model, data["train"], None),  # to a higher loss
+        "crop, steered": lambda model: SteeredDraws(model, augmenter=result.prior),  # to a higher loss
     }
     seeds = range(args.trainings)
     compared = compare(fresh, data["train"], data["test"], arms, schedule, baseline=crop, seeds=seeds)

@@ -35,17 +35,11 @@ from learned_aug import (
 )
 from learned_aug.cli.report import png
 from learned_aug.digits import all_conv, digits
-from learned_aug.influence import (
-    HeadProblem,
-    HeadTap,
-    borrowed,
-    collect,
-    find_head,
-    influence_aug,
-    predicted_val_drop,
-    refit,
-    solve,
-)
+from learned_aug.influence.head import HeadTap, borrowed, collect, find_head
+from learned_aug.influence.problem import HeadProblem
+from learned_aug.influence.refit import refit
+from learned_aug.influence.scores import influence_aug, predicted_val_drop
+from learned_aug.influence.solvers import solve
 from learned_aug.viz import corrected_samples, diversity_grid, fit_curves, influence_scatter, tau_traversal
 
 CROP = v2.RandomCrop(28, padding=2)

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from learned_aug import DropoutConfig, FitConfig, PretrainConfig, RetrainConfig, fit, retrain
 from learned_aug.digits import all_conv, digits
-from learned_aug.fit import Event
+from learned_aug.runtime.events import Event
 
 
 def json_lines(path: Path) -> Callable[[Event], None]:

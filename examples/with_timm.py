@@ -25,6 +25,7 @@ def main(steps: int = 6) -> list[float]:
         mean=(0.13,),
         std=(0.31,),
         num_workers=0,
+        persistent_workers=False,
         use_prefetcher=False,
     )
     # Behind the crop, whose result E and G know, and before the tensor: PIL images in, PIL images out.

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from learned_aug.augmenter import Augmenter
-    from learned_aug.fit import DropoutConfig, FitConfig, FitResult, LinearConfig, PretrainConfig, fit
+    from learned_aug.config import AugmenterConfig
+    from learned_aug.fit import DropoutConfig, FitConfig, FitResult, LinearConfig, PretrainConfig, fit, prior
     from learned_aug.fit.checkpoint import CheckpointError
     from learned_aug.influence import ConvergenceError, InfluenceConfig
-    from learned_aug.nets import AugmenterConfig
     from learned_aug.training import Comparison, DrawChoice, RetrainConfig, SteeredDraws, compare, evaluate, retrain
     from learned_aug.transform import LearnedAugment
     from learned_aug.weights import CardFacts, CardResult, WeightsError, list_pretrained
@@ -41,15 +41,25 @@ __all__ = [
     "evaluate",
     "fit",
     "list_pretrained",
+    "prior",
     "retrain",
 ]
 
 # Names are imported when they are first used, so that `learned-aug --help` need not wait for torchvision.
 _HOMES = {
     "augmenter": ["Augmenter"],
-    "fit": ["DropoutConfig", "FitConfig", "FitResult", "LinearConfig", "PretrainConfig", "CheckpointError", "fit"],
+    "fit": [
+        "DropoutConfig",
+        "FitConfig",
+        "FitResult",
+        "LinearConfig",
+        "PretrainConfig",
+        "CheckpointError",
+        "fit",
+        "prior",
+    ],
     "influence": ["ConvergenceError", "InfluenceConfig"],
-    "nets": ["AugmenterConfig"],
+    "config": ["AugmenterConfig"],
     "training": ["Comparison", "DrawChoice", "RetrainConfig", "SteeredDraws", "compare", "evaluate", "retrain"],
     "transform": ["LearnedAugment"],
     "weights": ["CardFacts", "CardResult", "WeightsError", "list_pretrained"],
@@ -58,7 +68,11 @@ _SUBMODULES = {"functional", "influence", "training", "viz"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name, or one of the public submodules."""
+    """Import a public name, or one of the public submodules.
+
+    Raises:
+        AttributeError: for any other name.
+    """
     for home, names in _HOMES.items():
         if name in names:
             value = getattr(importlib.import_module(f"learned_aug.{home}"), name)

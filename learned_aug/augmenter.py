@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from os import PathLike
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from learned_aug.calibration import calibrate
+from learned_aug.config import FAMILIES, UNITS, AugmenterConfig, Strength
 from learned_aug.draw import Augmented, Draw, Trace
-from learned_aug.functional import flow_field, resize_field, smooth
-from learned_aug.nets import AugmenterConfig, Code, Encoder, Fields, Generator, bias_of, initialize
+from learned_aug.functional import affine_flow, at_least_float32, flow_field, shrunk, smooth
+from learned_aug.nets import Code, Encoder, Fields, Generator, initialize
 from learned_aug.weights.mixin import PretrainedMixin
 
 __all__ = ["Augmenter"]
-
-CALIBRATION = 2**21  # pixels, at most, of a calibration: dense fields take 200 bytes each and more
 
 
 class EncoderGenerator(nn.Module):
@@ -38,7 +39,7 @@ class Augmenter(PretrainedMixin):
     expected in the value range of the fit: in [0, 1], normalized as ``config.mean`` and ``config.std`` state. Any size
     works: E sees a resized copy, and the fields are interpolated.
 
-    Parameters start frozen, so that augmenting builds no graph: call ``requires_grad_()`` to train E and G. Gradients
+    Parameters start frozen, so that augmenting builds no graph: call :meth:`requires_grad_` to train E and G. Gradients
     to the input flow whenever it requires them.
 
     A new Augmenter is random; :meth:`calibrate_` gives it a stated strength, :func:`learned_aug.fit` trains it.
@@ -51,33 +52,51 @@ class Augmenter(PretrainedMixin):
     def __init__(self, config: AugmenterConfig | None = None, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config if config is not None else AugmenterConfig()
-        self.stages = nn.ModuleList(EncoderGenerator(self.config, warp=w, color=c) for w, c in self.config.stages)
+        with torch.random.fork_rng(devices=[]):  # torch's own initial weights, which are not kept, draw from it
+            self.stages = nn.ModuleList(EncoderGenerator(self.config, warp=w, color=c) for w, c in self.config.stages)
+        self.float()  # under any default dtype
         initialize(self, generator)
         self.requires_grad_(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Augmenter:
+        """Let gradients reach the networks, or not; `learning` says which.
+
+        Only this method does: that of a model which holds the augmenter sets its parameters' flags, which the next call
+        takes back, so that no classifier's loss trains an augmenter by accident.
+        """
+        self.learning = requires_grad
+        super().requires_grad_(requires_grad)
+        return self
+
+    @property
+    def _weight(self) -> Tensor:
+        """A parameter that stands for all."""
+        return cast(nn.ConvTranspose2d, cast(EncoderGenerator, self.stages[0]).generator.deconvs[0]).weight
 
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
-        return cast(EncoderGenerator, self.stages[0]).generator.scale.device
+        return self._weight.device
 
     def draw_noise(
         self, batch: int, *, generator: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Tensor:
-        """What makes draws differ, uniform in [0, 1), (batch, stages, tau_dim). Independent of ``training``.
+        """Draw what makes draws differ, uniform in [0, 1), (batch, stages, noise_dim). Independent of ``training``.
 
         A unit of tau is kept where its noise is below its probability of being kept: 1 - p for fixed dropout, what E
-        gives for the image for a learned one. Equal noise gives the corresponding draw on another image.
+        gives for the image for a learned one. Where the configuration has ranges of strengths, the last three columns
+        place each family's strength in its range. Equal noise gives the corresponding draw on another image.
 
         Args:
             batch: number of samples.
-            generator: by default torch's global one for `device`.
-            device: of the result; by default that of the parameters.
+            generator: source of the noise; by default torch's global generator of `device`.
+            device: device of the result; by default that of the parameters.
         """
         device = self.device if device is None else device
-        shape = (batch, len(self.config.stages), self.config.tau_dim)
+        shape = (batch, len(self.config.stages), self.config.noise_dim)
         # Drawn where the generator lives, so that a CPU generator gives the same noise on every device.
         source = device if generator is None else generator.device
-        noise = torch.empty(shape, device=source).uniform_(generator=generator)
+        noise = torch.empty(shape, device=source, dtype=torch.float32).uniform_(generator=generator)
         return noise if source == device else noise.to(device)
 
     def forward(
@@ -116,10 +135,10 @@ class Augmenter(PretrainedMixin):
         """As :meth:`forward`, and also the flow and the color change."""
         draw = self.draw(images, noise, strength=strength, generator=generator)
         warped = draw.warp(images)
-        out = draw.recolor(warped)
+        out = draw.recolor(warped, images)
         flow = draw.flow()
         if flow is None:
-            flow = out.new_zeros(len(images), 2, *draw.size)
+            flow = out.new_zeros(images.shape[0], 2, *draw.size)
         return Augmented(out.to(images.dtype), flow, (out - warped).to(images.dtype))
 
     def draw(
@@ -134,7 +153,7 @@ class Augmenter(PretrainedMixin):
         self._check(images)
         if noise is None:
             noise = self.draw_noise(images.shape[0], generator=generator, device=images.device)
-        return self._unroll(images, noise, None, strength)[0]
+        return self._unroll(images, noise, None, None, strength).draw
 
     def trace(
         self,
@@ -142,6 +161,7 @@ class Augmenter(PretrainedMixin):
         noise: Tensor | None = None,
         *,
         masks: Tensor | None = None,
+        strengths: Tensor | None = None,
         strength: float | Tensor = 1.0,
     ) -> Trace:
         """As :meth:`draw`, with what is between an image and its fields.
@@ -150,49 +170,149 @@ class Augmenter(PretrainedMixin):
             images: (B, C, H, W), floating.
             noise: from :meth:`draw_noise`; or
             masks: (B, stages, tau_dim), what tau is multiplied with; differentiable.
-            strength: as of :meth:`forward`.
+            strengths: (B, 3), with `masks`: the strength of each family, in the order of ``nets.FAMILIES``;
+                differentiable. By default the middle of each range.
+            strength: factor on all of them, as of :meth:`forward`.
+
+        Raises:
+            TypeError, ValueError: as :meth:`forward`, and if masks or strengths do not fit.
         """
         self._check(images)
-        draw, used, logits = self._unroll(images, noise, masks, strength)
-        return Trace(draw, torch.stack(used, 1), torch.stack(logits, 1) if logits else None)
+        return self._unroll(images, noise, masks, strengths, strength)
 
     def _unroll(
-        self, images: Tensor, noise: Tensor | None, masks: Tensor | None, strength: float | Tensor
-    ) -> tuple[Draw, list[Tensor], list[Tensor]]:
-        """The draw, and the masks and the logits (none for fixed dropout) of each stage."""
+        self,
+        images: Tensor,
+        noise: Tensor | None,
+        masks: Tensor | None,
+        strengths: Tensor | None,
+        strength: float | Tensor,
+    ) -> Trace:
+        config, batch = self.config, images.shape[0]
+        name, columns = ("noise", config.noise_dim) if masks is None else ("masks", config.tau_dim)
         given = noise if masks is None else masks
-        if given is None or given.shape != (expected := (len(images), len(self.stages), self.config.tau_dim)):
+        if given is None or given.shape != (expected := (batch, len(self.stages), columns)):
             got = None if given is None else tuple(given.shape)
-            raise ValueError(f"noise must be (B, stages, tau_dim) = {expected}, got {got}; use draw_noise")
+            raise ValueError(f"{name} must be (B, stages, {columns}) = {expected}, got {got}; see draw_noise")
         if isinstance(strength, Tensor) and strength.ndim:
             if strength.shape != images.shape[:1]:
                 raise ValueError(
-                    f"strength must be a number or one per sample, ({len(images)},), got {tuple(strength.shape)}"
+                    f"strength must be a number or one per sample, ({batch},), got {tuple(strength.shape)}"
                 )
             strength = strength[:, None, None, None]
-        draw = Draw((images.shape[-2], images.shape[-1]))
+        if masks is None:
+            strengths = self.strengths(given)
+        elif strengths is None:
+            strengths = self.strengths(given.new_full((batch, 1, len(FAMILIES)), 0.5))
+        elif strengths.shape != (batch, len(FAMILIES)):
+            raise ValueError(f"strengths must be (B, 3) = ({batch}, 3), got {tuple(strengths.shape)}; see Trace")
+        draw = self.empty_draw((images.shape[-2], images.shape[-1]))
         used: list[Tensor] = []
         logits: list[Tensor] = []
-        for k, stage in enumerate(self._stages()):
-            code = self._encode(stage, images if k == 0 else draw.apply(images))
-            mask = self.strike(given[:, k], code.keep) if masks is None else given[:, k]
-            draw = self._extend(draw, stage.generator(code.tau * mask.to(code.tau.dtype)), strength)
+        for k, pair in enumerate(self.pairs()):
+            code = self.encode(pair, images if k == 0 else draw.apply(images))
+            mask = self.mask(given[:, k, : config.tau_dim], code.keep) if masks is None else given[:, k]
+            fields = pair.generator(code.tau * mask.to(code.tau.dtype))
+            draw = self.extend(draw, fields, strengths, strength)
             used.append(mask)
             if code.keep is not None:
                 logits.append(code.keep)
-        return draw, used, logits
+        return Trace(draw, torch.stack(used, 1), strengths, torch.stack(logits, 1) if logits else None)
 
-    def strike(self, noise: Tensor, logits: Tensor | None = None) -> Tensor:
-        """Masks of dropout, 0 or 1 / (1 - p), that noise makes.
+    def empty_draw(self, size: tuple[int, int]) -> Draw:
+        """Return a draw that changes nothing yet, for images of a size (H, W)."""
+        low, high = self.config.bounds
+        return Draw(size, low=low, high=high, smooth=self.config.version > 1)
+
+    def strengths(self, noise: Tensor) -> Tensor | None:
+        """Place the strengths of the families in their ranges, as noise says.
 
         Args:
-            noise: from :meth:`draw_noise`, of any shape.
+            noise: (B, stages, noise_dim), from :meth:`draw_noise`.
+
+        Returns:
+            (B, 3), in the order of ``nets.FAMILIES`` and the units of the configuration; None for weights of version 1.
+        """
+        ranges = [s if isinstance(s, tuple) else (s, s) for s in self.config.strengths]
+        if self.config.version == 1:
+            return None
+        low, high = noise.new_tensor(ranges).unbind(1)
+        if not self.config.draws_strength:
+            return low.expand(noise.shape[0], -1)
+        # Of two E/G pairs, the first warps and the second recolors.
+        place = torch.cat([noise[:, 0, -3:-1], noise[:, -1, -1:]], dim=1)
+        return torch.lerp(low, high, place)
+
+    def mask(self, noise: Tensor, logits: Tensor | None = None) -> Tensor:
+        """Make masks of dropout, 0 or 1 / (1 - p), of noise.
+
+        Args:
+            noise: uniform in [0, 1), of any shape: the first tau_dim columns of :meth:`draw_noise`.
             logits: what E adds to those of keeping each unit; None for fixed dropout.
         """
         prior = 1 - self.config.tau_dropout
         if logits is None or prior == 1:
-            return (noise < prior) / prior
-        return (noise < torch.sigmoid(logits + math.log(prior / (1 - prior)))) / prior
+            kept = noise < prior
+        else:
+            kept = noise < torch.sigmoid(logits + math.log(prior / (1 - prior)))
+        return kept.to(noise.dtype) / prior  # of no default dtype
+
+    def set_strengths_(self, *, affine: Strength = None, warp: Strength = None, color: Strength = None) -> Augmenter:
+        """Change the strength of families, as that of loaded weights.
+
+        Args:
+            affine: strength of the affine map of the whole image, a share of the image side: a number, a range
+                (low, high), or 0 for none; None leaves it as it is.
+            warp: strength of the local warp, likewise.
+            color: strength of the color filter, a share of the range [0, 1], likewise.
+
+        Returns:
+            self.
+
+        Raises:
+            ValueError: if a strength is out of range, or the weights are of version 1, which have no unit.
+        """
+        given = {"affine": affine, "warp": warp, "color": color}
+        asked: dict[str, Any] = {name: strength for name, strength in given.items() if strength is not None}
+        self._configure(dataclasses.replace(self.config, **asked))
+        return self
+
+    def _configure(self, config: AugmenterConfig) -> None:
+        self.config = config
+        for pair in self.pairs():
+            pair.generator.config = config
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | PathLike[str],
+        *,
+        affine: Strength = None,
+        warp: Strength = None,
+        color: Strength = None,
+        revision: str | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+        token: str | bool | None = None,
+    ) -> Augmenter:
+        """Read pretrained weights, a Hub repository, or what :meth:`save_pretrained` wrote.
+
+        Args:
+            source: a name of :func:`learned_aug.list_pretrained`; "org/name" or "hf-hub:org/name", a Hub repository; a
+                path object, "local-dir:PATH", or a string that begins with "./", "../", "/" or "~", a local folder.
+            affine: strength in place of that of the weights, as for :meth:`set_strengths_`.
+            warp: likewise.
+            color: likewise.
+            revision: branch, tag or commit of a Hub repository; by default "main". Pin the commit for what must not
+                change: 40 hexadecimal digits, read from the cache without a request.
+            cache_dir: folder of Hub downloads; by default the Hub client's own.
+            token: token for private repositories; by default the one of ``hf auth login``.
+
+        Raises:
+            ValueError: if `source` is no such name, or a strength is out of range.
+            WeightsError: if the weights cannot be had, are damaged, or do not fit.
+        """
+        loaded = super().from_pretrained(source, revision=revision, cache_dir=cache_dir, token=token)
+        return loaded.set_strengths_(affine=affine, warp=warp, color=color)
 
     @contextmanager
     def grown_to(self, level: float) -> Iterator[None]:
@@ -204,7 +324,7 @@ class Augmenter(PretrainedMixin):
         Args:
             level: 0 or more; from log2 of the training size on all is as usual.
         """
-        generators = [stage.generator for stage in self._stages() if self.config.fields == "pixel"]
+        generators = [pair.generator for pair in self.pairs() if self.config.fields == "pixel"]
         try:
             for generator in generators:
                 generator.level = level
@@ -213,13 +333,15 @@ class Augmenter(PretrainedMixin):
             for generator in generators:
                 generator.level = math.inf
 
-    def _stages(self) -> list[EncoderGenerator]:
+    def pairs(self) -> list[EncoderGenerator]:
+        """Return the E/G pairs, in the order in which they are applied."""
         return cast(list[EncoderGenerator], list(self.stages))
 
-    def _encode(self, stage: EncoderGenerator, images: Tensor) -> Code:
+    def encode(self, stage: EncoderGenerator, images: Tensor) -> Code:
         """Codes of images of any size."""
         side = self.config.encoder_side
-        code: Code = stage.encoder(_resize(images.to(stage.generator.scale.dtype), side))
+        small = shrunk(at_least_float32(images), side).to(self._weight.dtype)
+        code: Code = stage.encoder(small)
         # The codes see every pixel, and are cheap to look through. On a GPU that would stall the stream.
         tau = code.tau.detach()
         if tau.device.type == "cpu" and not torch.compiler.is_compiling() and not math.isfinite(tau.sum()):
@@ -230,22 +352,38 @@ class Augmenter(PretrainedMixin):
             )
         return code
 
-    def _extend(self, draw: Draw, fields: Fields, strength: float | Tensor = 1.0) -> Draw:
-        """Add what one stage's fields, in pixels of the training size, do to images of the draw's size."""
+    def extend(self, draw: Draw, fields: Fields, strengths: Tensor | None, strength: float | Tensor = 1.0) -> Draw:
+        """Add what one pair's fields, in pixels of the training size, do to images of the draw's size."""
         side = self.config.size
+
+        def scaled(field: Tensor, family: int) -> Tensor:
+            if strengths is not None:
+                factor = strengths[:, family] / UNITS[FAMILIES[family]]
+                field = field * factor[:, None, None, None]
+            return field if isinstance(strength, float) and strength == 1 else field * strength
+
+        flow: Tensor | None = None
         if fields.warp is not None:
             flow = flow_field(fields.warp[:, :4], fields.warp[:, 4:], (side, side))
             if self.config.fields == "pixel" and not self.config.pooled:
                 flow = smooth(flow)
+            flow = scaled(flow, 1)
+        if fields.affine is not None:
+            points = (2, 2) if flow is None else (flow.shape[-2], flow.shape[-1])
+            whole = affine_flow(scaled(fields.affine, 0).flatten(1), points, (side, side))
+            flow = whole if flow is None else flow + whole
+        if flow is not None:
             if draw.size != (side, side):
                 height, width = ((length - 1) / (side - 1) for length in draw.size)
                 flow = flow * flow.new_tensor([width, height])[:, None, None]
-            draw = draw._replace(coarse_flow=_scaled(flow, strength))
+            draw = Draw(draw.size, flow, draw.coarse_color, draw.low, draw.high, draw.smooth)
         if fields.color is not None:
-            draw = draw._replace(coarse_color=_scaled(fields.color, strength))
+            draw = Draw(draw.size, draw.coarse_flow, scaled(fields.color, 2), draw.low, draw.high, draw.smooth)
         return draw
 
     def _check(self, images: Tensor) -> None:
+        if self._weight.requires_grad and not self.learning and not torch.compiler.is_compiling():
+            self.requires_grad_(False)
         c = self.config.channels
         if not isinstance(images, Tensor) or not images.is_floating_point():
             got = images.dtype if isinstance(images, Tensor) else type(images).__name__
@@ -258,104 +396,45 @@ class Augmenter(PretrainedMixin):
             raise ValueError(f"images must be (B, {c}, H, W), got {tuple(images.shape)}{hint}")
 
     @torch.no_grad()
-    def calibrate_(
-        self,
-        images: Tensor,
-        *,
-        warp: float = 0.0625,
-        color: float = 0.1,
-        generator: torch.Generator | None = None,
-    ) -> Augmenter:
-        """Scale the last layer of G to a stated strength, and center its fields.
+    def calibrate_(self, images: Tensor, *, generator: torch.Generator | None = None) -> Augmenter:
+        """Center the fields and bring each family of changes to its unit, so that strengths mean what they say.
 
-        Afterwards the flows of two draws for one image differ by `warp` on average over images and positions, and the
-        raw fields have mean zero over images and draws: no constant warp. Starting from small weights instead does not
-        work: they stay small.
+        Afterwards two draws for one image differ on average by the strength that they are drawn at: by a share of the
+        image side for the affine map and the warp, mean distance of their flows over positions; by a share of the range
+        [0, 1] for the color filter, mean absolute difference. The raw fields have mean zero over images and draws: no
+        constant warp.
 
         Args:
-            images: (B, C, H, W) typical inputs; about a hundred suffice. Of large ones the first are used, 32 or more.
-            warp: mean length of the difference of two flows, a share of the image side.
-            color: mean absolute difference of two color changes, a share of the range [0, 1] before normalization.
+            images: (B, C, H, W) typical inputs; about a hundred suffice, of few each is drawn more often. Of large ones
+                the first are used, 32 or more.
             generator: source of the noise; by default torch's global generator.
 
         Returns:
             self.
 
         Raises:
-            ValueError: if the bounds of the fields do not allow such a strength, or two draws do not differ at all; the
-                weights are then as before.
+            ValueError: if two draws do not differ, as for constant images, or a unit cannot be reached; the weights are
+                then as before. Also for weights of version 1, which have no unit.
         """
         self._check(images)
-        std = sum(self.config.std) / len(self.config.std)
-        asked = {"warp": warp, "color": color}
-        targets = {"warp": warp * self.config.size, "color": color / std}
+        config = self.config
+        if config.version == 1:
+            raise ValueError("weights of version 1 have no unit of strength; calibrate an Augmenter(AugmenterConfig())")
+        if not images.shape[0]:
+            raise ValueError("images must hold at least one image, got an empty batch; give some typical ones")
         before = copy.deepcopy(self.state_dict())
-        images = images[: max(32, CALIBRATION // self.config.size**2)]
-        images = _resize(images, self.config.size).repeat(2, 1, 1, 1)
-        noise = self.draw_noise(len(images), generator=generator, device=images.device)
-        draw = Draw((self.config.size, self.config.size))
-        for k, stage in enumerate(self._stages()):
-            code = self._encode(stage, draw.apply(images))
-            raw = stage.generator.raw(code.tau * self.strike(noise[:, k], code.keep))
-            last, center = cast(nn.ConvTranspose2d, stage.generator.deconvs[-1]), stage.generator.center
-            parts = {"warp": slice(0, 6)} if stage.generator.warp else {}
-            parts |= {"color": slice(-12, None)} if stage.generator.color else {}
-            for name, part in parts.items():
-                # A fixed point: the spread grows with the scale, at first in proportion, near the bound slowly.
-                for _ in range(100):
-                    center.copy_(raw.mean(0))
-                    drawn = self._extend(draw, stage.generator.fields(raw))
-                    spread = _flow_spread(drawn) if name == "warp" else _color_spread(drawn, images)
-                    reached = abs(spread / targets[name] - 1) < 1e-3
-                    if reached or spread == 0:
-                        break
-                    # The last layer is linear: its raw fields need not be computed anew.
-                    for scaled in (last.weight[:, part], bias_of(last)[part], raw[:, part]):
-                        scaled *= targets[name] / spread
-                if not reached:
-                    self.load_state_dict(before)
-                    raise ValueError(
-                        f"{name}={asked[name]} cannot be reached: two draws differed by "
-                        f"{asked[name] * spread / targets[name]:.3g}; ask for less, give other images, or raise "
-                        "tau_dropout"
-                    )
-            draw = drawn
+        # All families, those that are switched off too: they may be switched on later.
+        units: dict[str, Any] = dict(UNITS)
+        self._configure(dataclasses.replace(config, **units))
+        try:
+            calibrate(self, images, generator)
+        except ValueError:
+            self.load_state_dict(before)
+            raise
+        finally:
+            self._configure(config)
         return self
 
     def extra_repr(self) -> str:
         """The configuration, shown by ``repr``."""
         return str(self.config)
-
-
-def _scaled(field: Tensor, strength: float | Tensor) -> Tensor:
-    return field if isinstance(strength, float) and strength == 1 else field * strength
-
-
-def _resize(images: Tensor, side: int) -> Tensor:
-    # Means of neighbors, as often as halves fit, at a fraction of the time of an interpolation.
-    for dim in (-2, -1):
-        length = images.shape[dim]
-        factor = 1
-        while length % (2 * factor) == 0 and length // (2 * factor) >= side:
-            factor *= 2
-        if factor > 1:
-            first, second, *rest = images.unflatten(dim, (-1, factor)).unbind(dim)
-            images = first + second
-            for part in rest:  # in place: fresh memory would cost more than the sums
-                images.add_(part)
-            images.div_(factor)
-    if images.shape[-2:] == (side, side):
-        return images
-    return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
-
-
-def _flow_spread(draw: Draw) -> float:
-    """Mean distance of the flows of the first and the second half of the draws, pixels."""
-    one, two = resize_field(cast(Tensor, draw.coarse_flow), draw.size).chunk(2)
-    return float((one - two).norm(dim=1).mean())
-
-
-def _color_spread(draw: Draw, images: Tensor) -> float:
-    """Mean difference of what the first and the second half of the draws make of the images' colors."""
-    one, two = draw.recolor(images).chunk(2)
-    return float((one - two).abs().mean())

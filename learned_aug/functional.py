@@ -1,4 +1,4 @@
-"""Pure tensor functions of the augmentation network: Eq. 20, smoothing, recoloring, warping of all that is labelled.
+"""Pure tensor functions of the augmentation network: Eq. 20, smoothing, recoloring, warping of all that is labeled.
 
 Conventions, used everywhere after :func:`flow_field`:
 
@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "affine_flow",
     "flow_field",
     "recolor",
-    "recolor_into",
     "resize_field",
     "sampling_grid",
+    "shrunk",
     "smooth",
     "warp",
     "warp_boxes",
@@ -35,7 +36,7 @@ __all__ = [
 T = TypeVar("T")
 
 
-def _constant(make: Callable[..., T]) -> Callable[..., T]:
+def constant(make: Callable[..., T]) -> Callable[..., T]:
     """Keep the last few results; but while compiling, make them part of the graph."""
 
     @functools.lru_cache(maxsize=32)
@@ -49,7 +50,7 @@ def _constant(make: Callable[..., T]) -> Callable[..., T]:
     return get
 
 
-@_constant
+@constant
 def _positions(
     h: int, w: int, height: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -59,20 +60,39 @@ def _positions(
     return i[:, None], j
 
 
-@_constant
+@constant
 def _interpolation(
-    h: int, w: int, height: int, width: int, dtype: torch.dtype, device: torch.device
+    h: int, w: int, height: int, width: int, smooth: bool, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Matrices (height, h) and (w, width) that interpolate linearly between h x w points, border on border."""
-
-    def matrix(points: int, length: int) -> Tensor:
-        eye = torch.eye(points, dtype=dtype, device=device)
-        return F.interpolate(eye[None], length, mode="linear", align_corners=True)[0]
-
-    return matrix(h, height).T, matrix(w, width)
+    """Matrices (height, h) and (w, width) that interpolate between h x w points, border on border."""
+    basis = _spline if smooth else _linear
+    return basis(h, height).to(device, dtype), basis(w, width).T.contiguous().to(device, dtype)
 
 
-@_constant
+def _linear(points: int, length: int) -> Tensor:
+    """What each of `points` adds to each of `length` positions, (length, points): piecewise linear."""
+    return F.interpolate(torch.eye(points, dtype=torch.float64)[None], length, mode="linear", align_corners=True)[0].T
+
+
+def _spline(points: int, length: int) -> Tensor:
+    """The same for the uniform cubic B-spline, continued beyond the border by straight lines.
+
+    Like linear interpolation it gives a constant and a linear sequence of points back, and the points at the border
+    themselves; it has no kinks, and does not pass through the inner points.
+    """
+    at = torch.linspace(0, points - 1, length, dtype=torch.float64)
+    cell = at.floor().clamp(max=max(0, points - 2))
+    t = (at - cell)[:, None]
+    weights = torch.cat([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], 1) / 6
+    index = cell.long()[:, None] + torch.arange(4)  # among the points with one more on either side
+    wide = torch.zeros(length, points + 2, dtype=torch.float64).scatter_(1, index, weights)
+    matrix = wide[:, 1:-1].clone()
+    matrix[:, :2] += wide[:, :1] * torch.tensor([2.0, -1.0], dtype=torch.float64)
+    matrix[:, -2:] += wide[:, -1:] * torch.tensor([-1.0, 2.0], dtype=torch.float64)
+    return matrix
+
+
+@constant
 def _identity_grid(
     h: int, w: int, height: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -111,6 +131,28 @@ def flow_field(warp_weight: Tensor, warp_bias: Tensor, size: tuple[int, int] | N
     return torch.addcmul(torch.addcmul(warp_bias, of_i, i), of_j, j).flip(1)
 
 
+def affine_flow(generator: Tensor, points: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Displacement of one affine map of the whole image about its center: (exp(A) - I) (q - c) + b.
+
+    The exponential makes a rotation of an antisymmetric A, and a zoom of its trace, at any strength; it is taken to the
+    fourth order.
+
+    Args:
+        generator: (B, 6): A as row-major 2x2 in (i, j), dimensionless, and b, (i, j), pixels; 0 is the identity.
+        points: (h, w), at which the flow is wanted; two along each side determine it.
+        size: (H, W) of the image over which they are spread, first and last on the border pixels.
+
+    Returns:
+        Flow (B, 2, h, w), (x, y), pixels, in float32 at least.
+    """
+    generator = at_least_float32(generator)
+    a = generator[:, :4].view(-1, 2, 2)
+    square = a @ a
+    map = a + square / 2 + (square @ a) / 6 + (square @ square) / 24
+    weight, bias = map.reshape(-1, 4, 1, 1), generator[:, 4:, None, None]
+    return flow_field(weight, bias.expand(-1, -1, *points), size)
+
+
 def smooth(field: Tensor, window: int = 4) -> Tensor:
     """Average pooling with stride 1 that keeps the size; the paper's 4x4 pooling of the spatial field.
 
@@ -132,33 +174,35 @@ def smooth(field: Tensor, window: int = 4) -> Tensor:
     return sum((rows[..., k : k + width] for k in range(1, window)), rows[..., :width]) / window**2
 
 
-def resize_field(field: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize whose border points stay on the border, so that an affine flow stays exactly affine.
+def resize_field(field: Tensor, size: tuple[int, int], *, smooth: bool = False) -> Tensor:
+    """Bilinear or spline resize whose border points stay on the border, so that an affine flow stays exactly affine.
 
     Args:
         field: (..., h, w); a flow keeps its units, scaling it to the new image is the caller's business.
         size: (H, W) of the result.
+        smooth: interpolate by cubic B-splines, without kinks at the points, instead of linearly.
 
     Returns:
         (..., H, W) in float32 at least, under autocast too.
     """
     field = at_least_float32(field)
-    if field.shape[-2:] == size:
-        return field
+    if field.shape[-2:] in (size, (1, 1)):
+        return field.expand(*field.shape[:-2], *size)
     if torch.is_autocast_enabled(field.device.type):
         with torch.autocast(field.device.type, enabled=False):
-            return resize_field(field, size)
+            return resize_field(field, size, smooth=smooth)
     # For the few points of a control grid, two products with small matrices take a tenth of F.interpolate's time.
-    rows, columns = _interpolation(*field.shape[-2:], *size, field.dtype, field.device)
+    rows, columns = _interpolation(*field.shape[-2:], *size, smooth, field.dtype, field.device)
     return rows @ (field @ columns)
 
 
-def sampling_grid(flow: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+def sampling_grid(flow: Tensor, size: tuple[int, int] | None = None, *, smooth: bool = False) -> Tensor:
     """Add the identity to a flow and convert to grid_sample's units: (2 s + 1) / size - 1, ``align_corners=False``.
 
     Args:
         flow: (B, 2, h, w), (x, y), pixels.
         size: (H, W) of the image over which a coarser flow is interpolated; by default (h, w).
+        smooth: interpolate as :func:`resize_field` does with it.
 
     Returns:
         (B, H, W, 2), float32 at least; a view of two planes, which grid_sample reads as fast.
@@ -168,22 +212,23 @@ def sampling_grid(flow: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     flow = at_least_float32(flow)
     identity, scale = _identity_grid(h, w, height, width, flow.dtype, flow.device)
     # The identity is linear, so it may be added before the interpolation, where the points are few.
-    return resize_field(torch.addcmul(identity, flow, scale), (height, width)).permute(0, 2, 3, 1)
+    return resize_field(torch.addcmul(identity, flow, scale), (height, width), smooth=smooth).permute(0, 2, 3, 1)
 
 
-def warp(images: Tensor, flow: Tensor) -> Tensor:
+def warp(images: Tensor, flow: Tensor, *, smooth: bool = False) -> Tensor:
     """Sample images where the flow points, bilinearly; outside the image its border is repeated.
 
     Args:
         images: (B, C, H, W), floating.
         flow: (B, 2, h, w), (x, y), pixels of the images; interpolated if coarser than they are.
+        smooth: interpolate as :func:`resize_field` does with it.
 
     Returns:
         (B, C, H, W) in the dtype of `images`, computed in float32 at least. A sample whose flow is 0 everywhere comes
         back unchanged, to the last bit.
     """
     flow = flow if flow.dtype == images.dtype else flow.to(torch.promote_types(images.dtype, flow.dtype))
-    grid = sampling_grid(flow, (images.shape[-2], images.shape[-1]))
+    grid = sampling_grid(flow, (images.shape[-2], images.shape[-1]), smooth=smooth)
     source = images.to(grid.dtype)
     out = F.grid_sample(source, grid, mode="bilinear", padding_mode="border", align_corners=False)
     # grid_sample's units round, by 1e-5 px at 224, hence the identity by itself is not exact.
@@ -196,59 +241,54 @@ def warp(images: Tensor, flow: Tensor) -> Tensor:
     return out.to(images.dtype)
 
 
-def recolor(images: Tensor, color_weight: Tensor, color_bias: Tensor) -> Tensor:
-    """Add a per-pixel color filter: x + delta x with delta x = c_w x + c_b; zero fields give x.
+def recolor(images: Tensor, color: Tensor, out: Tensor | None = None) -> Tensor:
+    """Add a color filter: x + delta x with delta x = c_w x + c_b; zero fields give x.
 
     Args:
-        images: (B, 3, H, W).
-        color_weight: c_w, (B, 9, H, W), row-major 3x3 (output channel, input channel).
-        color_bias: c_b, (B, 3, H, W), in the units of `images`.
+        images: (B, C, H, W).
+        color: of three channels (B, 12, h, w), c_w as row-major 3x3 (output channel, input channel) and c_b in the
+            units of `images`; else (B, 2 C, h, w), a gain and an offset for each channel. Interpolated to the image;
+            h = w = 1 is one filter for all of it.
+        out: memory for the result, contiguous, where autograd is not wanted.
 
     Returns:
-        (B, 3, H, W) in the dtype of `images`; not clamped, since the range of normalized images is the caller's.
+        (B, C, H, W) in the dtype of `images`; not clamped.
     """
-    out = images + color_bias
-    # Three fused multiply-adds instead of a (B, 3, 3, H, W) product.
-    for k in range(3):
-        out = torch.addcmul(out, color_weight[:, k::3], images[:, k : k + 1])
-    return out.to(images.dtype)
+    channels = images.shape[1]
+    full = channels > 1 and color.shape[1] == channels * channels + channels
+    if full and color.shape[-2:] == (1, 1):
+        color = color.to(torch.promote_types(images.dtype, color.dtype))
+        matrix = color[:, :-channels, 0, 0].unflatten(1, (channels, channels))
+        matrix = matrix + torch.eye(channels, dtype=color.dtype, device=color.device)
+        pixels = images.flatten(2).to(color.dtype)
+        flat = None if out is None or out.dtype != color.dtype else out.view_as(pixels)
+        result = torch.baddbmm(color[:, -channels:, 0], matrix, pixels, out=flat).view_as(images).to(images.dtype)
+        return result if out is None or flat is not None else out.copy_(result)
+    color = resize_field(color, (images.shape[-2], images.shape[-1]))
+    result = images + color[:, -channels:]
+    if full:
+        # Fused multiply-adds instead of a (B, 3, 3, H, W) product.
+        for k in range(channels):
+            result = torch.addcmul(result, color[:, k : channels * channels : channels], images[:, k : k + 1])
+    else:
+        result = torch.addcmul(result, color[:, :channels], images)
+    result = result.to(images.dtype)
+    return result if out is None else out.copy_(result)
 
 
-def recolor_into(out: Tensor, images: Tensor, color: Tensor, scratch: Tensor) -> None:
-    """:func:`recolor` with coarse fields, in given memory and without autograd: three channels of the filter at a time.
-
-    Args:
-        out: (B, 3, H, W), written.
-        images: (B, 3, H, W), of the same dtype, like all here.
-        color: (B, 12, h, w), c_w and c_b.
-        scratch: (B, 3, H, W), overwritten if the fields are coarser than the images.
-    """
-    color, size = color.to(images.dtype), images.shape[-2:]
-    dense = color.shape[-2:] == size
-    if not dense:
-        rows, columns = _interpolation(*color.shape[-2:], *size, images.dtype, images.device)
-        color = color @ columns
-
-    def filled(field: Tensor) -> Tensor:
-        return field if dense else torch.matmul(rows, field, out=scratch)
-
-    torch.add(images, filled(color[:, 9:]), out=out)
-    for k in range(3):
-        out.addcmul_(filled(color[:, k:9:3]), images[:, k : k + 1])
-
-
-def warp_mask(masks: Tensor, flow: Tensor) -> Tensor:
+def warp_mask(masks: Tensor, flow: Tensor, *, smooth: bool = False) -> Tensor:
     """Sample masks where the flow points, nearest pixel; outside the image its border is repeated, as in :func:`warp`.
 
     Args:
         masks: (B, ..., H, W), any dtype: no value is converted.
         flow: (B, 2, h, w), (x, y), pixels of the masks; interpolated if coarser than they are.
+        smooth: interpolate as :func:`resize_field` does with it.
 
     Returns:
         (B, ..., H, W) in the dtype of `masks`.
     """
     height, width = masks.shape[-2:]
-    d = resize_field(flow, (height, width))
+    d = resize_field(flow, (height, width), smooth=smooth)
     x = (d[:, 0] + torch.arange(width, device=d.device)).round().long().clamp(0, width - 1)
     y = (d[:, 1] + torch.arange(height, device=d.device)[:, None]).round().long().clamp(0, height - 1)
     batch, channels = len(masks), masks.shape[1:-2].numel()
@@ -388,3 +428,22 @@ def _warp_outline(corners: Tensor, at: Tensor, flow: Tensor) -> tuple[Tensor, Te
     # A pixel's center is half a pixel inside its edge.
     points, residual = warp_points(outline.flatten(1, 2) - 0.5, flow)
     return points.view(outline.shape) + 0.5, residual.view(at.shape)
+
+
+def shrunk(images: Tensor, side: int) -> Tensor:
+    """Resize images (B, C, H, W) to a square of `side` pixels, antialiased."""
+    # Means of neighbors, as often as halves fit, at a fraction of the time of an interpolation.
+    for dim in (-2, -1):
+        length = images.shape[dim]
+        factor = 1
+        while length % (2 * factor) == 0 and length // (2 * factor) >= side:
+            factor *= 2
+        if factor > 1:
+            first, second, *rest = images.unflatten(dim, (-1, factor)).unbind(dim)
+            images = first + second
+            for part in rest:  # in place: fresh memory would cost more than the sums
+                images.add_(part)
+            images.div_(factor)
+    if images.shape[-2:] == (side, side):
+        return images
+    return F.interpolate(images, (side, side), mode="bilinear", antialias=True)

@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from learned_aug.augmenter import Augmenter
+from learned_aug.config import Strength
 from learned_aug.draw import Draw
 from learned_aug.functional import (
     at_least_float32,
@@ -26,7 +27,6 @@ from learned_aug.functional import (
     warp_points,
     warp_rotated_boxes,
 )
-from learned_aug.nets import AugmenterConfig
 
 __all__ = ["LearnedAugment"]
 
@@ -58,7 +58,7 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
     Randomness comes from torch's global generator, as in torchvision: DataLoader workers differ, a seed repeats.
 
     Args:
-        augmenter: fitted, or a configuration for a random one.
+        augmenter: fitted networks, or random ones of :func:`learned_aug.prior`.
         p: probability with which a sample is augmented.
         strength: scales the learned fields; 0 gives the input back.
 
@@ -68,13 +68,18 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         RuntimeError: in a DataLoader worker with the augmenter on a GPU.
     """
 
-    def __init__(self, augmenter: Augmenter | AugmenterConfig, *, p: float = 1.0, strength: float = 1.0) -> None:
+    def __init__(self, augmenter: Augmenter, *, p: float = 1.0, strength: float = 1.0) -> None:
         super().__init__()
+        if not isinstance(augmenter, Augmenter):
+            raise TypeError(
+                f"augmenter must be an Augmenter, got {type(augmenter).__name__}; random networks need images to be "
+                "calibrated on: learned_aug.prior(images, config=...)"
+            )
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"p must be in [0, 1], got {p}")
         if not math.isfinite(strength):
             raise ValueError(f"strength must be finite, got {strength}")
-        self.augmenter = augmenter if isinstance(augmenter, Augmenter) else Augmenter(augmenter)
+        self.augmenter = augmenter
         self.p, self.strength = p, strength
         self._compiled: _Compiled | None = None
 
@@ -85,6 +90,9 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         *,
         p: float = 1.0,
         strength: float = 1.0,
+        affine: Strength = None,
+        warp: Strength = None,
+        color: Strength = None,
         revision: str | None = None,
         cache_dir: str | PathLike[str] | None = None,
         token: str | bool | None = None,
@@ -103,7 +111,15 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
             ValueError: if `source` is no such name.
             WeightsError: if the weights cannot be had, are damaged, or do not fit.
         """
-        augmenter = Augmenter.from_pretrained(source, revision=revision, cache_dir=cache_dir, token=token)
+        augmenter = Augmenter.from_pretrained(
+            source,
+            affine=affine,
+            warp=warp,
+            color=color,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+        )
         return cls(augmenter, p=p, strength=strength)
 
     def forward(self, *inputs: Any) -> Any:
@@ -198,8 +214,8 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         flow = drawn.draw.coarse_flow.to(plain.device)
         if isinstance(inpt, tv_tensors.Mask):
             masks = plain.reshape(math.prod(drawn.lead), *plain.shape[len(drawn.lead) :])
-            return tv_tensors.wrap(warp_mask(masks, flow).view(plain.shape), like=inpt)
-        flow = resize_field(flow, drawn.draw.size)
+            return tv_tensors.wrap(warp_mask(masks, flow, smooth=drawn.draw.smooth).view(plain.shape), like=inpt)
+        flow = resize_field(flow, drawn.draw.size, smooth=drawn.draw.smooth)
         if isinstance(inpt, tv_tensors.BoundingBoxes):
             return _warp_boxes(inpt, flow)
         points, _ = warp_points(plain.reshape(1, -1, 2), flow)
@@ -255,7 +271,7 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         config = self.augmenter.config
         if config.normalizes:
             batch = batch * _column(config.std, batch) + _column(config.mean, batch)
-        return batch.clamp_(0, 1) if config.recolors else batch
+        return batch
 
     def extra_repr(self) -> str:
         """One line; the networks are not shown."""

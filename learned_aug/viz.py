@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib.util
 import math
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,6 +29,11 @@ __all__ = ["corrected_samples", "diversity_grid", "fit_curves", "flow_colors", "
 GAP = 2  # pixels between two cells
 LABEL_WIDTH = 104  # pixels, of the column that names the rows
 LINE = 14  # pixels, height of a line of text
+CUT = "..."  # end of a line that was cut
+MISSING = "\U0010fffe"  # no character, so no font has it
+SYSTEM_FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "PingFang.ttc", "msgothic.ttc", "malgun.ttf")
+
+Font = PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont
 
 
 class Indexable(Protocol):
@@ -43,7 +52,7 @@ def diversity_grid(
     side: int = 64,
     generator: torch.Generator | None = None,
 ) -> PIL.Image.Image:
-    """Rows are images, columns are draws, of the same noise in each row; the first column is the original (Fig. 3).
+    """Show images as rows and draws as columns, of the same noise in each row, after the original (Fig. 3).
 
     Args:
         augmenter: whose ``config.mean`` and ``config.std`` bring the images back to [0, 1].
@@ -72,7 +81,7 @@ def tau_traversal(
     side: int = 64,
     generator: torch.Generator | None = None,
 ) -> PIL.Image.Image:
-    """What one image becomes on the way from one dropout mask to another, in equal steps of the code tau (Fig. 4).
+    """Show what one image becomes on the way from one draw to another, in equal steps of code and strength (Fig. 4).
 
     Rows: the image, the spatial field, the warped image, the appearance field, the final image; without those that the
     augmenter does not have. The spatial field is colored by :func:`flow_colors`, with its key beside it; the
@@ -97,12 +106,16 @@ def tau_traversal(
         raise ValueError(f"side must be {3 * LINE + 6} pixels or more, got {side}: the labels need them")
     if noise is None:
         noise = augmenter.draw_noise(2, generator=generator, device=image.device)
-    one, two = augmenter.trace(image.expand(2, -1, -1, -1), noise).masks
+    ends = augmenter.trace(image.expand(2, -1, -1, -1), noise)
     way = torch.linspace(0, 1, steps, device=image.device)[:, None, None]
     images = image.expand(steps, -1, -1, -1)
-    draw = augmenter.trace(images, masks=torch.lerp(one, two, way)).draw
+    masks = torch.lerp(ends.masks[0], ends.masks[1], way)
+    strengths = ends.strengths
+    if strengths is not None:
+        strengths = torch.lerp(strengths[0], strengths[1], way[..., 0])
+    draw = augmenter.trace(images, masks=masks, strengths=strengths).draw
     warped = draw.warp(images)
-    final = draw.recolor(warped)
+    final = draw.recolor(warped, images)
     rows = [("image", _cells(images, augmenter, side))]
     flow = draw.flow()
     if flow is not None:
@@ -302,13 +315,52 @@ def _grid(cells: Tensor, columns: int) -> PIL.Image.Image:
 
 def _write(picture: PIL.Image.Image, corner: tuple[int, int], text: str, width: int | None = None) -> int:
     """Write lines of text, each cut to `width` pixels; returns their number."""
-    pen, font = PIL.ImageDraw.Draw(picture), PIL.ImageFont.load_default(size=12)
+    pen = PIL.ImageDraw.Draw(picture)
     lines = text.split("\n")
     for k, line in enumerate(lines):
+        font, line = _shown(line)
+        whole = line
         while width is not None and len(line) > 1 and pen.textlength(line, font) > width:
-            line = line.removesuffix("…")[:-1] + "…"
+            line = whole[: len(line.removesuffix(CUT)) - 1] + CUT
         pen.text((corner[0], corner[1] + k * LINE), line, fill="black", font=font)
     return len(lines)
+
+
+def _shown(line: str) -> tuple[Font, str]:
+    """Return a font for a line, and the line with what that font lacks as escapes, such as \\u732b."""
+    line = unicodedata.normalize("NFC", line)  # a letter and its accent as one, where there is such a letter
+    fonts = _fonts()
+    font = min(fonts, key=lambda font: sum(not _has(font, c) for c in line))  # the first of those that lack least
+    escaped = (c if _has(font, c) else c.encode("unicode_escape").decode() for c in line)
+    return font, "".join(escaped)
+
+
+@functools.cache
+def _fonts() -> list[Font]:
+    """Return the fonts at hand, by preference: PIL's own, matplotlib's DejaVu Sans, and common ones of the system."""
+    try:
+        fonts: list[Font] = [PIL.ImageFont.load_default(size=12)]
+    except (ImportError, OSError):  # a PIL without FreeType
+        fonts = [PIL.ImageFont.load_default()]
+    if spec := importlib.util.find_spec("matplotlib"):
+        for folder in spec.submodule_search_locations or ():
+            with contextlib.suppress(ImportError, OSError):
+                fonts.append(PIL.ImageFont.truetype(f"{folder}/mpl-data/fonts/ttf/DejaVuSans.ttf", 12))
+    for name in SYSTEM_FONTS:
+        with contextlib.suppress(ImportError, OSError):
+            fonts.append(PIL.ImageFont.truetype(name, 12))
+    return fonts
+
+
+@functools.lru_cache(maxsize=4096)
+def _has(font: Font, letter: str) -> bool:
+    """Whether a font draws a character as something else than its sign for what it lacks."""
+    if not letter.isprintable():
+        return False
+    if not isinstance(font, PIL.ImageFont.FreeTypeFont) or letter == " ":
+        return letter.isascii()
+    mask, missing = (font.getmask(c) for c in (letter, MISSING))
+    return (mask.size, bytes(mask)) != (missing.size, bytes(missing))
 
 
 def _flow_key(side: int) -> PIL.Image.Image:

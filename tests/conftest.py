@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Subset
 from torchvision.transforms import v2
@@ -12,7 +13,7 @@ from learned_aug.digits import all_conv, digits
 from learned_aug.fit.config import FitConfig
 from learned_aug.fit.dropout import DropoutConfig
 from learned_aug.fit.pretrain import PretrainConfig
-from learned_aug.training.retrain import RetrainConfig, retrain
+from learned_aug.runtime.stream import Stream
 
 # Small tensors: a second thread costs more than it brings, and several test processes would fight for the cores.
 torch.set_num_threads(1)
@@ -39,8 +40,19 @@ def trained(data, crop):
     """A small classifier, trained for some seconds."""
     torch.manual_seed(0)
     model = all_conv(width=4)
-    retrain(model, data["train"], RetrainConfig(steps=150), baseline=crop, seed=0)
-    return model
+    train = Stream(
+        data["train"], "train", "train", seed=0, batch_size=128, device=torch.device("cpu"), baseline=crop, shuffle=True
+    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, 150, pct_start=0.1, cycle_momentum=False)
+    for _ in range(150):
+        images, labels = next(train)
+        loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ def _start(rank: int, worker: Callable[..., Any], folder: Path, count: int, args
     try:
         torch.save(worker(*args), folder / f"rank{rank}.pt")
     finally:
+        time.sleep(0.1)  # torch 2.6 hangs if gloo's group is destroyed while its thread still frees the last tensor
         dist.destroy_process_group()
 
 

@@ -10,11 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learned_aug import Augmenter, AugmenterConfig
-from learned_aug.augmenter import _resize
+from learned_aug.augmenter import shrunk
 from learned_aug.draw import CHUNK
+from learned_aug.functional import recolor
 
+OLD = {"version": 1, "affine": 0.0, "warp": None, "color": None, "color_points": None, "encoder_size": 32}
 FORMS = [
     {},
+    OLD,
+    {**OLD, "channels": 1, "variant": "spatial"},
+    {"affine": 0.0, "warp": 1 / 32, "color": 0.05, "color_points": None},
     {"variant": "serial"},
     {"variant": "spatial"},
     {"variant": "appearance"},
@@ -46,7 +51,9 @@ def prototype(calibrated, config):
     augmenter = Augmenter(config, generator=seeded())
     if not calibrated:
         return augmenter
-    return augmenter.calibrate_(images(40, config), warp=1 / 32, color=0.05, generator=seeded(1))
+    if config.version == 1:
+        return augmenter
+    return augmenter.calibrate_(images(40, config), generator=seeded(1))
 
 
 def build(calibrated=True, **config):
@@ -64,9 +71,8 @@ def test_a_draw_changes_the_image_and_reports_how(augmenter):
     out = augmenter.augment(x, noise)
     assert (out.images - x).abs().mean() > 1e-3
     torch.testing.assert_close(out.images, augmenter(x, noise), atol=1e-5, rtol=0)
-    variant, channels = augmenter.config.variant, augmenter.config.channels
-    assert (out.flow.abs().max() > 0.1) == (variant != "appearance")
-    assert (out.delta.abs().max() > 0.01) == (channels == 3 and variant != "spatial")
+    assert (out.flow.abs().max() > 0.1) == (augmenter.config.variant != "appearance")
+    assert (out.delta.abs().max() > 0.01) == augmenter.config.recolors
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (1, 1)])
@@ -77,7 +83,7 @@ def test_strength_zero_is_the_identity_to_the_last_bit(augmenter, size, strength
 
 
 def test_strength_scales_the_flow_per_sample():
-    augmenter = build(variant="spatial")
+    augmenter = build(variant="spatial", affine=0.0)  # the exponential of an affine map is not linear
     x = images(3, augmenter.config)
     noise = augmenter.draw_noise(3)
     full = augmenter.augment(x, noise).flow
@@ -163,24 +169,25 @@ def test_any_size_batch_channels_dtype_and_memory_format_works(size, batch, chan
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (64, 96), (97, 130), (20, 9)])
 def test_the_copy_for_the_encoder_keeps_the_mean_and_halves_exactly(size):
     x = images(2, AugmenterConfig(), size)
-    small = _resize(x, 32)
+    small = shrunk(x, 32)
     assert small.shape == (2, 3, 32, 32)
     torch.testing.assert_close(small.mean((2, 3)), x.mean((2, 3)), atol=0.01, rtol=0)
     if size == (64, 64):
         torch.testing.assert_close(small, torch.nn.functional.avg_pool2d(x, 2), atol=1e-6, rtol=0)
 
 
-def test_other_sizes_get_the_same_picture_at_another_resolution():
-    augmenter = build(variant="spatial")
+@pytest.mark.parametrize(("encoder_size", "limit"), [(32, 0.15), (8, 0.25)])
+def test_other_sizes_get_the_same_picture_at_another_resolution(encoder_size, limit):
+    augmenter = build(variant="spatial", encoder_size=encoder_size)
     small = torch.nn.functional.interpolate(images(16, augmenter.config, (6, 6)), (32, 32), mode="bicubic")
     large = torch.nn.functional.interpolate(small, (96, 96), mode="bilinear", align_corners=True)
     noise = augmenter.draw_noise(16, generator=seeded(5))
     flow = torch.nn.functional.interpolate(
         augmenter.augment(small, noise).flow, (96, 96), mode="bilinear", align_corners=True
     )
-    # E sees 32 px either way; what is left is the resize's own blur.
+    # E sees as many pixels either way; what is left is the resize's own blur.
     difference = (augmenter.augment(large, noise).flow * (31 / 95) - flow).abs().mean()
-    assert difference < 0.15 * flow.abs().mean()
+    assert difference < limit * flow.abs().mean()
 
 
 def test_pooled_augmenter_is_one_affine_warp_of_each_image():
@@ -192,19 +199,19 @@ def test_pooled_augmenter_is_one_affine_warp_of_each_image():
 
 
 def test_pooled_augmenter_reaches_the_strength_of_an_unpooled_one():
-    config = AugmenterConfig(pooled=True)
+    config = AugmenterConfig(pooled=True, affine=0.0, warp=0.125)
     x = images(40, config)
-    augmenter = Augmenter(config, generator=seeded()).calibrate_(x, warp=0.125, color=0.2, generator=seeded(1))
+    augmenter = Augmenter(config, generator=seeded()).calibrate_(x, generator=seeded(1))
     one, other = (augmenter.augment(x, generator=seeded(s)).flow for s in (2, 3))
     assert (one - other).norm(dim=1).mean() == pytest.approx(4.0, rel=0.2)
 
 
 @pytest.mark.parametrize("form", [{}, {"tau_dim": 16}, {"tau_dropout": 0.2}, {"control_points": 8}], ids=str)
-def test_the_default_strength_is_reached_on_dark_images(form):
-    config = AugmenterConfig(**form)
+def test_the_strength_is_reached_on_dark_images(form):
+    config = AugmenterConfig(affine=0.0, warp=0.0, color=0.1, **form)
     x = images(40, config) / 10
     augmenter = Augmenter(config, generator=seeded()).calibrate_(x, generator=seeded(1))
-    one, other = (augmenter.augment(x, generator=seeded(s)).delta for s in (2, 3))
+    one, other = (recolor(x, augmenter.draw(x, generator=seeded(s)).coarse_color) for s in (2, 3))  # not clamped
     assert (one - other).abs().mean() == pytest.approx(0.1, rel=0.2)
 
 
@@ -243,34 +250,6 @@ def test_gradients_agree_with_finite_differences_in_float64():
         weight -= 2 * step * direction
         slope = (up - total()) / (2 * step)
     torch.testing.assert_close(slope, (gradient * direction).sum(), rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_calibration_reaches_its_targets_on_other_images_and_draws(form):
-    augmenter = build(**form)
-    config = augmenter.config
-    x = images(200, config, seed=9)
-    one, two = augmenter.augment(x, generator=seeded(10)), augmenter.augment(x, generator=seeded(11))
-    if config.variant != "appearance":
-        spread = (one.flow - two.flow).norm(dim=1).mean() * 32 / config.size
-        assert abs(spread - 1) < 0.2
-        mean_flow = torch.cat([one.flow, two.flow]).mean(0).norm(dim=0).mean() * 32 / config.size
-        assert mean_flow < 0.3 * spread
-    if config.channels == 3 and config.variant != "spatial":
-        scale = torch.tensor(config.std)[:, None, None]
-        assert abs(((one.delta - two.delta) * scale).abs().mean() - 0.05) < 0.015
-
-
-@pytest.mark.parametrize(
-    ("form", "count", "asked"),
-    [({"tau_dropout": 0.0}, 20, {}), ({}, 0, {}), ({}, 20, {"warp": 1.5}), ({}, 20, {"color": 3.0})],
-)
-def test_a_calibration_that_cannot_succeed_says_so_and_changes_nothing(form, count, asked):
-    augmenter = build(calibrated=False, **form)
-    before = copy.deepcopy(augmenter.state_dict())
-    with pytest.raises(ValueError, match="cannot be reached"):
-        augmenter.calibrate_(images(count, augmenter.config), **asked)
-    assert all(torch.equal(before[name], tensor) for name, tensor in augmenter.state_dict().items())
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))])
@@ -320,15 +299,6 @@ def test_compiles_without_graph_breaks_to_the_same_result(backend, variant):
         assert compiled(x[:batch]).shape == (batch, 3, 40, 40)
 
 
-@pytest.mark.filterwarnings("default")
-def test_exports():
-    augmenter = build()
-    x = images(4, augmenter.config)
-    noise = augmenter.draw_noise(4)
-    exported = torch.export.export(augmenter, (x, noise)).module()
-    torch.testing.assert_close(exported(x, noise), augmenter(x, noise), atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
@@ -365,7 +335,7 @@ def test_learned_dropout_begins_as_fixed_dropout_and_then_follows_the_image(vari
     for stage in learned.stages:
         torch.nn.init.normal_(stage.encoder.keep[-1].weight, generator=seeded(1))
     trace = learned.trace(x, noise)
-    assert torch.equal(trace.masks, 2 * (noise < trace.logits.sigmoid()).float())
+    assert torch.equal(trace.masks, 2 * (noise[..., :-3] < trace.logits.sigmoid()).float())
     assert trace.logits.std(0).mean() > 0.1
     assert not torch.equal(learned(x, noise), fixed(x, noise))
 
@@ -375,7 +345,7 @@ def test_masks_given_are_what_tau_is_multiplied_with_and_have_gradients():
     x, noise = images(3, augmenter.config), augmenter.draw_noise(3, generator=seeded())
     trace = augmenter.trace(x, noise)
     masks = trace.masks.clone().requires_grad_()
-    again = augmenter.trace(x, masks=masks)
+    again = augmenter.trace(x, masks=masks, strengths=trace.strengths)
     torch.testing.assert_close(again.draw.apply(x), trace.draw.apply(x))
     again.draw.coarse_flow.square().sum().backward()
     assert (masks.grad.flatten(1).norm(dim=1) > 0).all()
@@ -386,8 +356,12 @@ def test_bad_noise_and_strengths_are_refused():
     x = images(3, augmenter.config)
     with pytest.raises(ValueError, match="draw_noise"):
         augmenter(x, torch.ones(2, 1, 64))
+    with pytest.raises(ValueError, match=r"\(B, stages, 67\) = \(3, 1, 67\), got \(3, 1, 64\)"):
+        augmenter(x, torch.ones(3, 1, 64))  # without the three columns of the strengths
     with pytest.raises(ValueError, match=r"\(3,\), got \(2,\)"):
         augmenter(x, strength=torch.ones(2))
+    with pytest.raises(ValueError, match=r"strengths must be \(B, 3\) = \(3, 3\), got \(3, 2\)"):
+        augmenter.trace(x, masks=torch.ones(3, 1, 64), strengths=torch.ones(3, 2))
 
 
 def test_repr_is_short():
@@ -441,10 +415,36 @@ def test_growth_ends_with_its_block_even_when_that_raises_and_leaves_control_gri
     assert augmenter.stages[0].generator.level == float("inf")
 
 
-def test_calibration_of_large_images_uses_a_bounded_number_of_them(monkeypatch):
-    monkeypatch.setattr("learned_aug.augmenter.CALIBRATION", 33 * 32**2)
-    one, two = build(calibrated=False), build(calibrated=False)
-    x = images(40, one.config)
-    one.calibrate_(x, generator=seeded(1))
-    two.calibrate_(x[:33], generator=seeded(1))
-    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+@pytest.mark.parametrize(
+    "form", [{}, {"variant": "serial"}, {"channels": 1}, {"mean": (0.5,), "std": (0.25,)}], ids=str
+)
+def test_values_stay_in_the_range_of_images_widened_by_the_inputs_own(form):
+    augmenter = build(affine=0.0, warp=0.0, color=(0.4, 0.4), **form) if "variant" not in form else build(**form)
+    x = images(64, augmenter.config)
+    low, high = (torch.tensor(v)[:, None, None] for v in augmenter.config.bounds)
+    out = augmenter(x, generator=seeded(1), strength=3.0)
+    assert ((out >= low - 1e-6) & (out <= high + 1e-6)).all()
+    assert (out == low).any()  # it was needed
+    assert (out == high).any()
+    wide = x.clone()
+    wide[0, 0, 0, 0], wide[1, 0, 0, 0] = low.min() - 0.26, high.max() + 0.26  # as bicubic resizing leaves them
+    out = augmenter(wide, generator=seeded(1), strength=3.0)
+    assert out.min() >= wide.min()
+    assert out.max() <= wide.max()
+    assert torch.equal(augmenter(wide, strength=0.0), wide)
+    # Nearly no change is nearly the input, also of what is far outside.
+    torch.testing.assert_close(augmenter(5 * wide, strength=1e-6), 5 * wide, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("batch", [3, 80])
+def test_a_clamped_batch_gives_no_nan_in_gamma_and_no_wrap_in_uint8(batch):
+    augmenter = build(color=0.4)
+    out = augmenter(images(batch, augmenter.config), generator=seeded(1), strength=2.0)
+    assert out.pow(1 / 2.2).isfinite().all()
+    assert torch.equal((255 * out).to(torch.uint8).float(), (255 * out).floor())
+
+
+def test_a_spatial_augmenter_is_never_clamped():
+    augmenter = build(variant="spatial")
+    x = 100 * images(3, augmenter.config) - 50
+    assert augmenter(x, generator=seeded(1)).min() < -40

@@ -116,16 +116,68 @@ def test_bfloat16_images_are_sampled_at_float32_coordinates():
 def test_recolor_is_a_matrix_per_pixel():
     x, weight, bias = images(2, 3, 5, 4), torch.randn(2, 9, 5, 4), torch.randn(2, 3, 5, 4)
     expected = x + bias + torch.einsum("bocij,bcij->boij", weight.unflatten(1, (3, 3)), x)
-    torch.testing.assert_close(fn.recolor(x, weight, bias), expected)
+    torch.testing.assert_close(fn.recolor(x, torch.cat([weight, bias], 1)), expected)
 
 
-@pytest.mark.parametrize("points", [(4, 4), (9, 11)])
-def test_recolor_into_equals_recolor_with_interpolated_fields(points):
-    x, color = images(2, 3, 9, 11), torch.randn(2, 12, *points)
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_recolor_of_other_channels_is_a_gain_and_an_offset_each(channels):
+    x, gain, offset = images(2, channels, 5, 4), torch.randn(2, channels, 5, 4), torch.randn(2, channels, 5, 4)
+    torch.testing.assert_close(fn.recolor(x, torch.cat([gain, offset], 1)), x * (1 + gain) + offset)
+
+
+@pytest.mark.parametrize("points", [(1, 1), (4, 4), (9, 11)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_recolor_interpolates_coarse_filters_and_writes_into_memory_given(points, channels):
+    x, color = images(2, channels, 9, 11), torch.randn(2, 12 if channels == 3 else 2 * channels, *points)
+    dense = fn.recolor(x, fn.resize_field(color, (9, 11)))
+    torch.testing.assert_close(fn.recolor(x, color), dense, atol=1e-5, rtol=1e-5)
     out = torch.empty_like(x)
-    fn.recolor_into(out, x, color, torch.empty_like(x))
-    dense = fn.resize_field(color, (9, 11))
-    torch.testing.assert_close(out, fn.recolor(x, dense[:, :9], dense[:, 9:]))
+    assert fn.recolor(x, color, out=out).data_ptr() == out.data_ptr()
+    torch.testing.assert_close(out, dense, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_zero_filters_give_the_image_back_to_the_last_bit(channels):
+    x = images(2, channels, 9, 11)
+    for points in ((1, 1), (4, 4)):
+        color = torch.zeros(2, 12 if channels == 3 else 2 * channels, *points)
+        assert torch.equal(fn.recolor(x, color), x)
+
+
+@pytest.mark.parametrize("points", [2, 3, 4, 7])
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (1, 5)])
+def test_splines_keep_constants_and_straight_lines_and_the_border_points(points, size):
+    y, x = torch.meshgrid(*(torch.linspace(0, 1, points, dtype=torch.float64),) * 2, indexing="ij")
+    line = (3 + 2 * x - y)[None, None]
+    expected = F.interpolate(line, size, mode="bilinear", align_corners=True)
+    torch.testing.assert_close(fn.resize_field(line, size, smooth=True), expected)
+    free = torch.randn(1, 2, points, points, dtype=torch.float64)
+    wide = fn.resize_field(free, (41, 41), smooth=True)
+    torch.testing.assert_close(wide[..., [0, 0, -1, -1], [0, -1, 0, -1]], free[..., [0, 0, -1, -1], [0, -1, 0, -1]])
+
+
+def test_splines_have_no_kinks_where_linear_interpolation_has():
+    free = torch.randn(1, 1, 5, 5, dtype=torch.float64)
+    bends = [fn.resize_field(free, (401, 401), smooth=smooth).diff(n=2, dim=-1).abs().max() for smooth in (0, 1)]
+    assert bends[1] < 0.05 * bends[0]
+
+
+def test_an_affine_flow_is_its_generators_exponential_with_an_exact_shift():
+    size = (33, 33)
+    still = torch.zeros(1, 6, dtype=torch.float64)
+    assert not fn.affine_flow(still, (2, 2), size).any()
+    shift = still.clone()
+    shift[:, 4], shift[:, 5] = 3.0, -2.0  # (i, j), pixels
+    flow = fn.affine_flow(shift, (3, 3), size)
+    assert (flow[:, 0] == -2).all()
+    assert (flow[:, 1] == 3).all()
+    angle = 0.3
+    turn = still.clone()
+    turn[:, 1], turn[:, 2] = -angle, angle
+    flow = fn.affine_flow(turn, (33, 33), size)
+    y, x = torch.meshgrid(*(torch.arange(33, dtype=torch.float64) - 16,) * 2, indexing="ij")
+    lengths = [(y**2 + x**2).sqrt(), ((y + flow[0, 1]) ** 2 + (x + flow[0, 0]) ** 2).sqrt()]
+    torch.testing.assert_close(*lengths, rtol=1e-4, atol=1e-9)  # a rotation keeps lengths; four terms of the series
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.7])
@@ -136,8 +188,9 @@ def test_gradients_of_warp_and_recolor_pass_gradcheck(scale):
     assert torch.autograd.gradcheck(lambda x: fn.warp(x, flow), x)
     if scale:
         assert torch.autograd.gradcheck(lambda d: fn.warp(x.detach(), d), flow.requires_grad_())
-    weight, bias = (torch.randn(2, c, 5, 6, dtype=torch.float64).requires_grad_() for c in (9, 3))
-    assert torch.autograd.gradcheck(fn.recolor, (x, weight, bias))
+    for points in ((1, 1), (3, 2), (5, 6)):
+        color = torch.randn(2, 12, *points, dtype=torch.float64).requires_grad_()
+        assert torch.autograd.gradcheck(fn.recolor, (x, color))
 
 
 def test_a_still_sample_has_the_gradient_of_its_flow():

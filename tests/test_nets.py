@@ -14,12 +14,21 @@ VARIANTS = ["parallel", "serial", "spatial", "appearance"]
 
 @pytest.mark.parametrize(("size", "layers"), [(28, 4), (32, 5), (224, 8), (96, 7)])
 def test_paper_form_has_the_paper_depths(size, layers):
-    config = AugmenterConfig(size=size, fields="pixel")
+    config = AugmenterConfig.paper(size=size)
     assert (config.depth, config.encoder_side) == (layers, size)
 
 
-def test_default_for_large_images_is_a_small_encoder_and_the_paper_form_stays_available():
-    assert (AugmenterConfig(size=224).encoder_side, AugmenterConfig(size=224).depth) == (56, 6)
+def test_paper_form_has_full_fields_fixed_dropout_one_strength_and_no_affine_family():
+    config = AugmenterConfig.paper(std=(0.5,), warp=0.03)
+    assert (config.fields, config.dropout, config.color_points, config.affine) == ("pixel", "fixed", None, 0.0)
+    assert (config.warp, config.color, config.std) == (0.03, 0.1, (0.5,))
+    assert AugmenterConfig.paper(channels=1).color == 0.0  # the paper's filter is of RGB images
+    assert not AugmenterConfig.paper().draws_strength
+
+
+@pytest.mark.parametrize("size", [8, 28, 32, 224])
+def test_by_default_the_encoder_sees_8_pixels_in_three_layers_whatever_the_size(size):
+    assert (AugmenterConfig(size=size).encoder_side, AugmenterConfig(size=size).depth) == (8, 3)
     assert AugmenterConfig(size=224, encoder_size=224).depth == 8
 
 
@@ -27,12 +36,80 @@ def test_default_for_large_images_is_a_small_encoder_and_the_paper_form_stays_av
 @pytest.mark.parametrize("fields", ["grid", "pixel"])
 def test_any_number_of_layers_works(layers, fields):
     config = AugmenterConfig(layers=layers, fields=fields, size=20, tau_dim=16)
-    tau, keep = Encoder(config)(torch.rand(2, 3, 20, 20))
+    tau, keep = Encoder(config)(torch.rand(2, 3, 8, 8))
     side = 4 if fields == "grid" else 20
     made = Generator(config, warp=True, color=True)(tau)
     assert tau.shape == keep.shape == (2, 16)
+    assert made.affine.shape == (2, 6, 1, 1)
     assert made.warp.shape == (2, 6, side, side)
-    assert made.color.shape == (2, 12, side, side)
+    assert made.color.shape == (2, 12, 1, 1)
+    local = Generator(dataclasses.replace(config, color_points=None), warp=True, color=True)(tau)
+    assert local.color.shape == (2, 12, side, side)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_other_channels_than_three_have_a_gain_and_an_offset_each(channels):
+    config = AugmenterConfig(channels=channels, tau_dim=16)
+    made = Generator(config, warp=True, color=True)(torch.randn(2, 16))
+    assert made.color.shape == (2, 2 * channels, 1, 1)
+
+
+@pytest.mark.parametrize("family", ["affine", "warp", "color"])
+def test_a_family_of_strength_0_has_no_field_and_the_others_have(family):
+    config = AugmenterConfig(tau_dim=16, **{family: 0})
+    made = Generator(config, warp=True, color=True)(torch.randn(2, 16))
+    assert [name for name in made._fields if getattr(made, name) is None] == [family]
+
+
+@pytest.mark.parametrize("old", [{}, {"version": 1}, {"channels": 1, "version": 1}])
+def test_configs_of_version_1_keep_the_old_form(old):
+    config = AugmenterConfig.from_dict({"encoder_size": 32, **old})
+    assert config.version == 1
+    assert (config.affine, config.warp, config.color, config.color_points) == (0.0, None, None, None)
+    assert config.recolors == (config.channels == 3)  # only RGB images had a filter
+    assert config.noise_dim == config.tau_dim
+    assert not {"affine", "warp", "color", "color_points"} & set(config.to_dict())
+    assert AugmenterConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+    generator = Generator(config, warp=True, color=config.recolors)
+    assert [name for name, _ in generator.named_buffers()] == ["center"]
+    made = generator(torch.randn(2, config.tau_dim))
+    assert made.affine is None
+    assert made.warp.shape == (2, 6, 4, 4)
+    assert made.color is None if config.channels == 1 else made.color.shape == (2, 12, 4, 4)
+
+
+@pytest.mark.parametrize("family", ["warp", "color"])
+def test_strengths_in_a_unit_are_not_to_be_had_of_version_1_but_switching_off_is(family):
+    with pytest.raises(ValueError, match=rf"{family}=0.1 cannot be asked of weights of version 1.*factor strength="):
+        AugmenterConfig.from_dict({"version": 1, family: 0.1})
+    config = AugmenterConfig.from_dict({"version": 1, family: 0.0})
+    assert getattr(Generator(config, warp=True, color=True)(torch.randn(1, 128)), family) is None
+
+
+@pytest.mark.parametrize(("given", "kept"), [(1, 1.0), ((0.1, 0.1), 0.1), ([0, 0.2], (0.0, 0.2)), (0, 0.0)])
+def test_strengths_are_floats_and_a_range_of_one_number_is_that_number(given, kept):
+    assert AugmenterConfig(warp=given).warp == kept
+    assert isinstance(kept, tuple) == AugmenterConfig(affine=0, warp=given, color=0).draws_strength
+
+
+@pytest.mark.parametrize("bad", [-0.1, (0.2, 0.1), (0.1,), float("nan"), float("inf"), True, "0.1", None, (0, None)])
+@pytest.mark.parametrize("family", ["affine", "warp", "color"])
+def test_strengths_that_are_none_are_refused_by_name(family, bad):
+    with pytest.raises(ValueError, match=rf"^{family} must be a (strength|number).*0 switches"):
+        AugmenterConfig(**{family: bad})
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [
+        ({}, (0.0,), (1.0,)),
+        ({"mean": (0.5,), "std": (0.25,)}, (-2.0,), (2.0,)),
+        ({"mean": (0.5, 0.25, 0.0), "std": (0.5,)}, (-1.0, -0.5, 0.0), (1.0, 1.5, 2.0)),
+        ({"mean": (0.0,), "std": (1.0, 0.5, 0.25)}, (0.0, 0.0, 0.0), (1.0, 2.0, 4.0)),
+    ],
+)
+def test_bounds_are_0_and_1_in_the_units_of_the_images(values, low, high):
+    assert AugmenterConfig(**values).bounds == (low, high)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -58,12 +135,13 @@ def test_config_survives_json(variant, fields, pooled):
         ({"fields": "cubic"}, "fields"),
         ({"dropout": "adaptive"}, "dropout"),
         ({"variant": "both"}, "variant"),
-        ({"channels": 1, "variant": "serial"}, "RGB"),
+        ({"channels": 1, "variant": "serial"}, "needs a color filter"),
+        ({"version": 2, "color_points": 2}, "color_points"),
         ({"mean": (0.5, 0.5)}, "mean"),
         ({"mean": (float("nan"),)}, "mean"),
         ({"std": (0.0,)}, "std"),
         ({"version": 99}, "got 99"),
-        ({"color": 1}, "unknown keys"),
+        ({"hue": 1}, "unknown keys"),
         ({"mean": None}, "wrong type"),
     ],
 )
@@ -74,7 +152,7 @@ def test_bad_configurations_name_the_field(values, message):
 
 def test_codes_do_not_depend_on_brightness_contrast_or_the_rest_of_the_batch():
     encoder = Augmenter(AugmenterConfig(), generator=torch.Generator().manual_seed(0)).stages[0].encoder
-    x = torch.rand(5, 3, 32, 32)
+    x = torch.rand(5, 3, 8, 8)
     torch.nn.init.normal_(encoder.keep[-1].weight)
     code = encoder(x)
     for other, rows in ((x * 3 - 7, slice(None)), (x[2:3], slice(2, 3))):
@@ -84,13 +162,13 @@ def test_codes_do_not_depend_on_brightness_contrast_or_the_rest_of_the_batch():
 
 def test_codes_depend_on_the_image_from_the_start():
     encoder = Augmenter(AugmenterConfig(), generator=torch.Generator().manual_seed(0)).stages[0].encoder
-    tau, _ = encoder(torch.rand(50, 3, 32, 32) * torch.linspace(-1, 1, 50)[:, None, None, None])
+    tau, _ = encoder(torch.rand(50, 3, 8, 8) * torch.linspace(-1, 1, 50)[:, None, None, None])
     assert tau.std(dim=0).mean() > 0.02
     assert 0.05 < tau.square().mean().sqrt() < 20
 
 
 def test_blank_images_have_finite_codes():
-    assert all(part.isfinite().all() for part in Encoder(AugmenterConfig())(torch.full((1, 3, 32, 32), 0.3)))
+    assert all(part.isfinite().all() for part in Encoder(AugmenterConfig())(torch.full((1, 3, 8, 8), 0.3)))
 
 
 @pytest.mark.parametrize("fields", ["grid", "pixel"])
@@ -119,7 +197,7 @@ def test_grid_fields_are_bounded_and_pooled_fields_are_constant():
 
 def test_a_config_says_whether_it_recolors_and_normalizes():
     assert [AugmenterConfig(variant=variant).recolors for variant in VARIANTS] == [True, True, False, True]
-    assert not AugmenterConfig(channels=1).recolors
+    assert AugmenterConfig(channels=1).recolors
     assert [AugmenterConfig(**v).normalizes for v in ({}, {"mean": (0.1,)}, {"std": (1.0, 1.0, 0.5)})] == [
         False,
         True,

@@ -40,7 +40,7 @@ def sources(tmp_path):
     copy = tmp_path / "sources"
     for name in ("learned_aug", "pretrained"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "hatch_build.py"):
         shutil.copy(ROOT / name, copy)
     return copy
 
@@ -57,7 +57,8 @@ def with_weights(sources):
         classifier="none",
         bytes=sum(map(len, files.values())),
         license="apache-2.0",
-        error="not measured",
+        errors={},
+        seeds=0,
         repo_id="org/test",
         revision="a" * 40,
         config_sha256=weights.sha256(files["config.json"]),

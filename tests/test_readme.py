@@ -24,7 +24,11 @@ def test_names_taken_from_the_package_exist(block):
 
 
 def test_files_that_it_names_exist():
-    paths = re.findall(r"(?:\]\(|`)((?:examples|benchmarks|\.ci)/[\w./-]+)", README)
     root = Path(__file__).parents[1]
+    paths = re.findall(r"\]\((?!https?:|#)([\w./-]+)\)", README)
     assert len(paths) > 5
     assert [path for path in paths if not (root / path).exists()] == []
+
+
+def test_it_is_one_page():
+    assert len(README.encode()) <= 6144

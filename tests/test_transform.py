@@ -21,15 +21,16 @@ FORMATS = [f.value for f in tv_tensors.BoundingBoxFormat]
 
 
 @functools.cache
-def prototype(config, warp):
+def prototype(config):
     generator = torch.Generator().manual_seed(0)
     augmenter = Augmenter(config, generator=generator)
     x = torch.rand(24, config.channels, config.size, config.size, generator=generator)
-    return augmenter.calibrate_(x, warp=warp, color=0.05, generator=generator)
+    return augmenter.calibrate_(x, generator=generator)
 
 
 def transform(p=1.0, strength=1.0, warp=1 / 32, **config):
-    augmenter = prototype(AugmenterConfig(**{"tau_dim": 32, **config}), warp)
+    strengths = {"affine": 0, "warp": warp, "color": 0.05}
+    augmenter = prototype(AugmenterConfig(**{"tau_dim": 32, **strengths, **config}))
     return LearnedAugment(copy.deepcopy(augmenter), p=p, strength=strength)
 
 
@@ -188,7 +189,7 @@ def test_a_blob_its_mask_its_box_and_its_center_move_together(seed, variant):
     assert (box - tight).abs().max() < 12
     if HAS_KEY_POINTS:
         center = torch.stack([x.float().mean(), y.float().mean()])
-        assert (out["points"][0, 0] - center).norm() < 1.5
+        assert (out["points"][0, 0] - center).norm() < 2
 
 
 class Constant(Augmenter):
@@ -346,7 +347,7 @@ def test_bad_inputs_are_refused_with_a_remedy(inputs, error, message):
 @pytest.mark.parametrize("bad", [{"p": -0.1}, {"p": 1.5}, {"strength": float("nan")}])
 def test_bad_arguments_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
-        LearnedAugment(AugmenterConfig(tau_dim=8), **bad)
+        transform(**bad)
 
 
 def test_pretrained_folders_load_with_the_same_draws(tmp_path):
@@ -377,7 +378,9 @@ def test_repr_is_one_line():
 def test_a_slight_overshoot_of_a_bicubic_resize_is_no_error():
     x = v2.functional.resize(torch.rand(3, 16, 16).round(), [40, 40], interpolation=v2.InterpolationMode.BICUBIC)
     assert x.max() > 1
-    assert transform()(x).max() <= 1
+    out = transform()(x)  # stays in its own range, and is not cut to [0, 1]
+    assert out.max() <= x.max()
+    assert out.min() >= x.min()
 
 
 def test_an_augmenter_on_a_gpu_raises_a_hint_in_workers(monkeypatch):

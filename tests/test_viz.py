@@ -1,12 +1,13 @@
 import math
 import sys
 
+import PIL.ImageFont
 import pytest
 import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
-from learned_aug import Augmenter, AugmenterConfig
+from learned_aug import Augmenter, AugmenterConfig, viz
 from learned_aug.runtime.events import Event
 from learned_aug.viz import (
     GAP,
@@ -23,7 +24,7 @@ from learned_aug.viz import (
 
 def calibrated(images, **config):
     config = AugmenterConfig(channels=images.shape[1], size=images.shape[2], **config)
-    return Augmenter(config, generator=torch.Generator().manual_seed(0)).calibrate_(images, warp=0.0625)
+    return Augmenter(config, generator=torch.Generator().manual_seed(0)).calibrate_(images)
 
 
 def random_images(*shape):
@@ -53,7 +54,7 @@ def test_diversity_grid_refuses_images_that_cannot_be_shown():
 
 @pytest.mark.parametrize(
     ("channels", "variant", "rows"),
-    [(1, "parallel", 3), (3, "parallel", 5), (3, "serial", 5), (3, "spatial", 3), (3, "appearance", 3)],
+    [(1, "parallel", 5), (3, "parallel", 5), (3, "serial", 5), (3, "spatial", 3), (3, "appearance", 3)],
 )
 def test_traversal_has_the_rows_that_the_augmenter_has_fields_for(channels, variant, rows):
     images = random_images(8, channels, 16, 16)
@@ -130,6 +131,68 @@ def test_corrected_samples_without_any_still_says_so():
 def test_corrected_samples_refuses_lengths_that_differ():
     with pytest.raises(ValueError, match=r"\(2,\), \(3,\)"):
         corrected_samples(torch.rand(2, 1, 8, 8), torch.zeros(2).long(), torch.zeros(3).long(), torch.zeros(2).long())
+
+
+# Names of classes
+
+
+@pytest.fixture
+def fonts():
+    """Forget the fonts before and after a test."""
+    for cached in (viz._fonts, viz._has):
+        cached.cache_clear()
+    yield
+    for cached in (viz._fonts, viz._has):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["cat", "größe", "Łódź", "кошка", "γάτα", "naïve ½ ± ..."])
+def test_names_of_european_scripts_are_drawn_as_they_are(name):
+    font, line = viz._shown(name)
+    assert line == name
+    assert all(viz._has(font, letter) for letter in line)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\u0301", "á"),
+        ("\U000f0000", "\\U000f0000"),
+        ("a\x07b", "a\\x07b"),
+        ("\u202e", "\\u202e"),
+        ("\udcff", "\\udcff"),
+    ],
+)
+def test_letters_that_no_font_has_are_escaped_and_accents_joined(name, shown):
+    assert viz._shown(name)[1] == shown
+
+
+def test_without_other_fonts_names_are_escaped_and_never_squares(monkeypatch, fonts):
+    monkeypatch.setattr(viz, "SYSTEM_FONTS", ())
+    assert viz._shown("猫 кошка")[1] == "\\u732b кошка"  # matplotlib's has no Chinese
+    viz._fonts.cache_clear()
+    monkeypatch.setattr(viz.importlib.util, "find_spec", lambda name: None)
+    assert viz._shown("größe 猫")[1] in ("gr\\xf6\\xdfe \\u732b", "größe \\u732b")  # by PIL's own font
+    viz._fonts.cache_clear()
+
+    def missing(*_, **__):
+        raise ImportError("a PIL without FreeType")
+
+    bitmap = object()  # what PIL gives there
+    monkeypatch.setattr(PIL.ImageFont, "load_default", lambda size=None: bitmap if size is None else missing())
+    monkeypatch.setattr(PIL.ImageFont, "truetype", missing)
+    assert viz._shown("cat ö 猫") == (bitmap, "cat \\xf6 \\u732b")
+
+
+def test_a_picture_with_such_names_is_drawn():
+    labels, before = torch.tensor([0, 1]), torch.tensor([1, 0])
+    names = ["größe", "a very long name of a class, which does not fit: 猫"]
+    one = corrected_samples(torch.rand(2, 1, 8, 8), labels, before, labels, classes=names)
+    two = corrected_samples(torch.rand(2, 1, 8, 8), labels, before, labels, classes=["\u2581" * 5, names[1]])
+    assert one.size == two.size
+    top = LINE + 3 * GAP + 80
+    assert one.crop((GAP, top, GAP + 80, top + LINE)).tobytes() != two.crop((GAP, top, GAP + 80, top + LINE)).tobytes()
+    assert one.crop((GAP + 80, top, GAP + 82, top + 2 * LINE)).getextrema()[0] == (255, 255)  # cut before its neighbor
 
 
 # Curves

@@ -6,10 +6,10 @@
 ROOT is that of torchvision.datasets.CIFAR10, or holds an ImageFolder tree train/ and test/.
 
 Protocol: 10,000 training images are the hyper-validation set, of which influence reads the first half and the second
-half is for choosing; of the other 40,000, 400 per class, drawn by the seed, are labelled. ResNet-8 (He et al.'s for
+half is for choosing; of the other 40,000, 400 per class, drawn by the seed, are labeled. ResNet-8 (He et al.'s for
 CIFAR with one block per stage; time on a CPU forces it, `--depth 56` is the paper's, `--depth 28 --width 160` is
 Wide-ResNet-28-10), batches of 64, SGD with Nesterov momentum, one cycle of 2,000 steps (32 epochs), bfloat16 autocast
-(`--amp 0`: float32); images in [0, 1]. In a seed all arms share initialisation, order and schedule. An augmenter
+(`--amp 0`: float32); images in [0, 1]. In a seed all arms share initialization, order and schedule. An augmenter
 replaces half of each batch of cropped and flipped images; a policy of torchvision is applied to all of them, before the
 crop.
 """
@@ -77,7 +77,7 @@ BASELINES = {
 ARMS = {
     "none": Arm(),
     "crop + flip": Arm("crop + flip"),
-    "crop + flip, all labels": Arm("crop + flip", labelled="all"),
+    "crop + flip, all labels": Arm("crop + flip", labeled="all"),
     "Cutout": Arm("Cutout"),
     **{name: Arm(name) for name in POLICIES},
     "untrained": Arm("crop + flip", "untrained"),
@@ -103,7 +103,7 @@ ARMS = {
     "spatial only": Arm("crop + flip", "untrained", config={"variant": "spatial"}),
     "appearance only": Arm("crop + flip", "untrained", config={"variant": "appearance"}),
     "serial": Arm("crop + flip", "untrained", config={"variant": "serial"}),
-    "pooled": Arm("crop + flip", "untrained", config={"pooled": True}),  # one affine warp, one colour filter
+    "pooled": Arm("crop + flip", "untrained", config={"pooled": True}),  # one affine warp, one color filter
     "2 control points": Arm("crop + flip", "untrained", config={"control_points": 2}),
     "8 control points": Arm("crop + flip", "untrained", config={"control_points": 8}),
     "TAW + untrained": Arm("TrivialAugmentWide", "untrained"),

@@ -6,9 +6,9 @@
 ROOT is that of torchvision.datasets.MNIST.
 
 Protocol: the first 5,000 training images are the hyper-validation set, of which influence reads the first half and the
-second half is for choosing; a class-balanced subset of the others (50 per class, drawn by the seed) is labelled. The
+second half is for choosing; a class-balanced subset of the others (50 per class, drawn by the seed) is labeled. The
 4-layer all-convolutional classifier at width 16 (TANDA: 64), batches of 50, SGD with Nesterov momentum, one cycle;
-images in [0, 1]. In a seed all arms share initialisation, order and schedule. An augmenting arm replaces half of each
+images in [0, 1]. In a seed all arms share initialization, order and schedule. An augmenting arm replaces half of each
 batch of cropped images by augmented copies.
 """
 
@@ -46,7 +46,7 @@ ARMS = {
     "none": Arm(),
     "crop": Arm("crop"),
     "affine": Arm("affine"),
-    "crop, all labels": Arm("crop", labelled="all"),
+    "crop, all labels": Arm("crop", labeled="all"),
     "untrained": Arm("crop", "untrained"),
     "untrained, 1.4 x": Arm("crop", "untrained", strength=1.4),  # the strength of steered draws, about
     "pretrained": Arm("crop", "pretrained"),
@@ -61,8 +61,8 @@ ARMS = {
     "steered, taught": Arm("crop", "untrained", {"rule": "taught"}),
     "steered, without loss": Arm("crop", "untrained", {"rule": "without loss"}),
     "steered the other way": Arm("crop", "untrained", {"rule": "steered", "tilt": -3.0}),
-    "untrained, all labels": Arm("crop", "untrained", labelled="all"),
-    "steered to harder, all labels": Arm("crop", "untrained", {"rule": "harder"}, labelled="all"),
+    "untrained, all labels": Arm("crop", "untrained", labeled="all"),
+    "steered to harder, all labels": Arm("crop", "untrained", {"rule": "harder"}, labeled="all"),
     "best of 2": Arm("crop", "untrained", {}),
     "worst of 2": Arm("crop", "untrained", {"rule": "worst"}),
     "hardest of 2": Arm("crop", "untrained", {"rule": "hardest"}),

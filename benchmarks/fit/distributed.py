@@ -95,6 +95,7 @@ def worker(rank, count, folder, *args):
     store = (Path(folder) / "rendezvous").as_uri()
     dist.init_process_group("gloo", store, timedelta(seconds=300), rank=rank, world_size=count)
     torch.save(run(*args), Path(folder) / f"{rank}.pt")
+    time.sleep(0.1)  # torch 2.6 hangs if gloo's group is destroyed while its thread still frees the last tensor
     dist.destroy_process_group()
 
 

@@ -40,7 +40,7 @@ CONFIG = FitConfig(pretrain=PretrainConfig(steps=12, batch_size=16), maximize=Dr
 def outcome(result):
     """A digest of all that must be equal; seconds are not."""
     tensors = [result.solution.value]
-    for augmenter in (result.untrained, result.pretrained, result.augmenter):
+    for augmenter in (result.prior, result.pretrained, result.fitted):
         tensors += augmenter.state_dict().values()
     history = [(e.stage, e.step, e.total, dict(e.metrics)) for e in result.history]
     return hashlib.sha256(repr((digest(*tensors), result.diagnostics, history)).encode()).hexdigest()

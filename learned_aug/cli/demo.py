@@ -1,11 +1,14 @@
 """The whole method on a small real data set, 600 training digits of MNIST that come with the package.
 
-Trains a 4-layer all-convolutional classifier without augmentation, with random crops, and with the crops and the
-untrained augmenter (the control); fits the augmenter to the last of these (influence, learned dropout); trains fresh
-classifiers with the fitted one, and with draws of the untrained one steered while the classifier trains, from the same
-start on the same schedule; and prints their test errors. Writes to the folder --out: augmenter/ (the weights),
-digits.png (rows are images, columns are draws; the first column is the original) and results.json. One seed shows the
-path; it is no evidence for or against an arm.
+Trains a 4-layer all-convolutional classifier without augmentation, with random crops, with crops and the prior (random
+networks of random strength, the control), and with draws of the prior steered by the classifier in training; fits the
+networks to the classifier that the prior trained (influence, learned dropout), and trains with the fitted ones where
+the fit prefers them to the prior. All start from the same weights, on the same schedule; their test errors are printed.
+
+  learned-aug demo --out learned-aug-demo
+
+Writes to the folder --out: augmenter/ (the weights), digits.png (rows are images, columns are draws; the first column
+is the original) and results.json. One seed shows the path; it is no evidence for or against an arm.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,13 +25,14 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from learned_aug.augmenter import Augmenter
+from learned_aug.cli.main import IncompleteError
+from learned_aug.cli.report import Parts, png
+from learned_aug.cli.work import keep_folder
 from learned_aug.digits import all_conv, digits
 from learned_aug.fit.config import FitConfig
 from learned_aug.fit.dropout import DropoutConfig
 from learned_aug.fit.pipeline import fit
-from learned_aug.nets import AugmenterConfig
-from learned_aug.runtime.events import Event, ProgressBars
+from learned_aug.runtime.events import OnEvent, ProgressBars
 from learned_aug.training.retrain import RetrainConfig, evaluate, retrain
 from learned_aug.training.steer import SteeredDraws
 from learned_aug.transform import LearnedAugment
@@ -37,6 +40,9 @@ from learned_aug.viz import diversity_grid
 from learned_aug.weights.files import write_atomic
 
 __all__ = ["add_arguments", "demo", "run"]
+
+STEPS, FIT_STEPS = 1000, 600  # of each training, and of the fit
+PRIOR, STEERED = "crop + prior", "crop + steered"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,76 +73,75 @@ def demo(out: Path, *, seed: int = 0, quick: bool = False, progress: bool = True
 
     Args:
         out: folder for the results, made if need be.
-        seed: of everything.
-        quick: a tenth of the training steps.
+        seed: seed of the networks, the fit and the data.
+        quick: take a tenth of the training steps.
         progress: show bars.
 
     Returns:
         The table of results and the paths written.
 
     Raises:
-        OSError: if `out` cannot be written; found out before the training.
+        IncompleteError: if the picture failed; the weights and figures are written.
+        OSError: if `out` cannot be written, or another process works there; found out before the training.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=out):
-        pass
     begin = time.perf_counter()
+    lock = keep_folder(out)
     data, crop = digits(), v2.RandomCrop(28, padding=2)
     share = 10 if quick else 1
-    schedule = RetrainConfig(steps=1000 // share)
-    config = FitConfig(seed=seed, maximize=DropoutConfig(steps=600 // share))
-    draws = torch.Generator().manual_seed(seed)
-    untrained = Augmenter(AugmenterConfig(channels=1, size=28), generator=draws)
-    sample = data["train"].tensors[0][:100]
-    untrained.calibrate_(sample, warp=3 / 28, generator=draws)  # digits bear more than photographs
+    schedule = RetrainConfig(steps=STEPS // share)
+    config = FitConfig(seed=seed, maximize=DropoutConfig(steps=FIT_STEPS // share))
     errors: dict[str, dict[str, float]] = {}
+    steered: dict[str, SteeredDraws] = {}
     with ProgressBars() as bars:
 
+        def show(stage: str) -> OnEvent | None:
+            return (lambda event: bars(dataclasses.replace(event, stage=stage))) if progress else None
+
         def train(
-            arm: str,
-            baseline: Callable[[Tensor], Tensor] | None,
-            augment: Callable[[nn.Module], nn.Module | SteeredDraws | None] = lambda model: None,
+            arm: str, augment: Callable[[nn.Module], SteeredDraws] | None = None, baseline: v2.Transform | None = crop
         ) -> nn.Module:
             # A demo may seed torch's global generator, the library may not. The same start and order for each arm.
             torch.manual_seed(seed)
             model = all_conv()
+            if augment is not None:
+                steered[arm] = augment(model)
             retrain(
                 model,
                 data["train"],
                 schedule,
                 baseline=baseline,
-                augment=augment(model),
+                augment=steered.get(arm),
                 seed=seed,
-                on_event=(lambda event: bars(dataclasses.replace(event, stage=f"train: {arm}"))) if progress else None,
+                on_event=show(f"train: {arm}"),
             )
             errors[arm] = {part: evaluate(model, data[part])[0] for part in ("test", "val")}
             return model
 
-        train("no augmentation", None)
-        train("baseline (crop)", crop)
-        model = train("baseline + untrained control", crop, lambda model: untrained)
-
-        def show(event: Event) -> None:
-            bars(dataclasses.replace(event, stage=f"fit: {event.stage}"))
-
+        train("no augmentation", baseline=None)
+        train("crop")
+        model = train(PRIOR, lambda model: SteeredDraws(model, tilt=0, seed=seed))
+        prior = steered[PRIOR].augmenter
+        train(STEERED, lambda model: SteeredDraws(model, seed=seed))
         started = time.perf_counter()
         result = fit(
             model,
             data["train"],
             data["val"],
             baseline=crop,
-            augmenter=untrained,
+            augmenter=prior,
             config=config,
             progress=False,
-            on_event=show if progress else None,
+            on_event=(lambda event: bars(dataclasses.replace(event, stage=f"fit: {event.stage}")))
+            if progress
+            else None,
         )
+        result.augmenter.save_pretrained(out / "augmenter")  # before all that can fail
         fit_seconds = time.perf_counter() - started
-        train("baseline + fitted", crop, lambda model: result.augmenter)
-        train("baseline + steered", crop, lambda model: SteeredDraws(untrained, model, data["train"], data["val"]))
+        if result.augmenter is not result.prior:
+            train("crop + fitted", lambda model: SteeredDraws(model, augmenter=result.augmenter, tilt=0, seed=seed))
 
-    result.augmenter.save_pretrained(out / "augmenter")
+    lock.close()
     images = torch.stack([data["test"][k][0] for k in range(8)])
-    diversity_grid(result.augmenter, images).save(out / "digits.png")
     _check_reload(out / "augmenter", images[0])
     figures: dict[str, Any] = {
         "seed": seed,
@@ -144,15 +149,27 @@ def demo(out: Path, *, seed: int = 0, quick: bool = False, progress: bool = True
         "error": errors,
         "fit_seconds": fit_seconds,
         "seconds": time.perf_counter() - begin,
+        "verdict": result.verdict,
         "diagnostics": result.diagnostics,
         "versions": {"torch": torch.__version__},
     }
     write_atomic(out / "results.json", (json.dumps(figures, indent=2) + "\n").encode())
-    return _report(out, figures, str(result))
+    parts = Parts()
+    with parts.attempt("digits.png"):
+        picture = diversity_grid(result.augmenter, images, generator=torch.Generator().manual_seed(seed))
+        write_atomic(out / "digits.png", png(picture))
+    report = _report(out, figures, str(result))
+    if parts.missing:
+        raise IncompleteError(report, parts.missing)
+    return report
 
 
 def _check_reload(folder: Path, image: Tensor) -> None:
-    """The saved weights, in a pipeline as a user would have it, must change an image, each time differently."""
+    """See that the saved weights, in a pipeline as a user would have it, change an image, each time differently.
+
+    Raises:
+        RuntimeError: if they do not.
+    """
     pipeline = v2.Compose([LearnedAugment.from_pretrained(folder), v2.Normalize([0.1307], [0.3081])])
     one, two = pipeline(image), pipeline(image)
     plain = v2.functional.normalize(image, [0.1307], [0.3081])
@@ -161,18 +178,26 @@ def _check_reload(folder: Path, image: Tensor) -> None:
 
 
 def _report(out: Path, figures: dict[str, Any], diagnostics: str) -> str:
+    written = [name for name in ("augmenter", "digits.png", "results.json") if (out / name).exists()]
     lines = [
-        f"{'':30}  test error  hyper-validation error",
-        *(f"{arm:30}  {e['test']:10.2%}  {e['val']:22.2%}" for arm, e in figures["error"].items()),
+        f"{'trained with':16}  test error  val error",
+        *(f"{arm:16}  {e['test']:10.2%}  {e['val']:9.2%}" for arm, e in figures["error"].items()),
         "",
-        f"600 training, 2,000 hyper-validation and 2,000 test images, seed {figures['seed']}, one run of each: "
-        "differences below about one point are noise.",
+        "test error: share of 2,000 test images that are wrong; val error: of the 2,000 images whose influence the fit "
+        "reads.",
+        f"prior: random networks. steered: its draws, made harder by the classifier. 600 training images, seed "
+        f"{figures['seed']}, one run of each: differences below about one point are noise.",
         f"Fit {figures['fit_seconds']:.0f} s, all {figures['seconds']:.0f} s.",
         "",
-        "What the augmenters do:",
+        "What the networks do:",
         diagnostics,
         "",
-        f"Wrote {out / 'augmenter'}, {out / 'digits.png'} and {out / 'results.json'}.",
+        f"Wrote {', '.join(str(out / name) for name in written)}.",
         "Reloaded the weights in a v2.Compose: they augment.",
+        "",
+        "Next, in your own training loop:",
+        "  steered = learned_aug.SteeredDraws(model)    # once",
+        "  images = steered(images, labels)             # in each step",
+        "or with your own images and classifier: learned-aug fit --help",
     ]
     return "\n".join(lines)

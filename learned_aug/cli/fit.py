@@ -10,11 +10,13 @@ the --baseline augmentation, and has never seen val/: its images are what the in
   learned-aug fit --model timm:resnet18 --train-steps 2000 --data DIR --out my-aug --size 32 --val 0.1
 
 With --train-steps N the classifier is trained first if there are no --weights. If DIR holds test/, fresh classifiers
-are then trained with the baseline alone, with the untrained control and with the fitted augmenter, and compared there:
-one run of each, which shows the path and proves nothing.
+are then trained with the baseline alone, with the prior (random networks, the control), with draws of the prior steered
+by the classifier in training, and with the fitted augmenter where it is not the prior, and compared there: one run of
+each, which shows the path and proves nothing.
 
 OUT gets augmenter/ (weights, model card, pictures: what from_pretrained and `learned-aug push` take), curves.png,
-fit.json (all figures, settings and versions), and classifier.safetensors if it was trained here.
+fit.json (all figures, settings and versions), and classifier.safetensors if it was trained here. The weights are
+written as soon as the fit ends; the exit status is 3 where a later part of the report failed.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ import dataclasses
 import platform
 import shlex
 import sys
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +37,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from learned_aug.cli.folder import BASELINES, ImageFolders, build_model, load_checkpoint, open_folders
-from learned_aug.cli.report import write_report
+from learned_aug.augmenter import Augmenter
+from learned_aug.cli.classifier import load_checkpoint
+from learned_aug.cli.folder import ImageFolders
+from learned_aug.cli.main import IncompleteError, plain
+from learned_aug.cli.report import Parts, write_figures, write_report, write_weights
 from learned_aug.cli.settings import add_setting
+from learned_aug.cli.work import Work, add_data_arguments, check_head, keep_folder
+from learned_aug.config import FAMILIES, AugmenterConfig
 from learned_aug.fit.config import FitConfig
 from learned_aug.fit.dropout import DropoutConfig
 from learned_aug.fit.linear import LinearConfig
 from learned_aug.fit.pipeline import FitResult, fit
 from learned_aug.fit.pretrain import PretrainConfig
-from learned_aug.nets import AugmenterConfig
-from learned_aug.runtime.events import Event, ProgressBars
-from learned_aug.training.retrain import RetrainConfig, evaluate, retrain
+from learned_aug.training.retrain import RetrainConfig
+from learned_aug.training.steer import SteeredDraws
 from learned_aug.viz import corrected_samples
 from learned_aug.weights.card import CardFacts, CardResult
 from learned_aug.weights.files import write_atomic
@@ -53,32 +59,23 @@ from learned_aug.weights.files import write_atomic
 __all__ = ["add_arguments", "run"]
 
 OBJECTIVES: dict[str, type[DropoutConfig] | type[LinearConfig]] = {"dropout": DropoutConfig, "linear": LinearConfig}
+SHOWN = 8  # images of the pictures
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Add the options of the command."""
     group = parser.add_argument_group("classifier")
     group.add_argument("--model", required=True, metavar="NAME", help="of torchvision (resnet18) or timm (timm:NAME)")
-    group.add_argument("--weights", type=Path, metavar="FILE", help="its state_dict: .safetensors, or by torch.save")
+    text = "its checkpoint: .safetensors, or by torch.save, also with a trainer's other entries"
+    group.add_argument("--weights", type=Path, metavar="FILE", help=text)
     group.add_argument("--train-steps", type=int, metavar="N", help="train classifiers: see above")
     group.add_argument("--head", metavar="NAME", help="its last Linear, as fc; by default the last one registered")
-    group = parser.add_argument_group("data")
-    group.add_argument("--data", type=Path, required=True, metavar="DIR", help="with train/, val/ and maybe test/")
-    group.add_argument("--val", type=float, metavar="SHARE", help="hold out a share of train/ where there is no val/")
-    group.add_argument(
-        "--size", metavar="PIXELS", type=int, default=224, help="side of the images, pixels (%(default)s)"
-    )
-    group.add_argument("--gray", action="store_true", help="read one channel")
-    group.add_argument(
-        "--mean", metavar="X", type=float, nargs="+", help="of the classifier's normalization (ImageNet's; 0 if gray)"
-    )
-    group.add_argument("--std", metavar="X", type=float, nargs="+", help="the same (ImageNet's; 1 if gray)")
-    group.add_argument("--baseline", choices=BASELINES, default="crop-flip", help="of its training (%(default)s)")
-    group.add_argument("--workers", metavar="N", type=int, default=0, help="processes that read images (%(default)s)")
+    add_data_arguments(parser.add_argument_group("data"))
+    group = parser.add_argument_group("augmenter: X for all images, LO,HI to draw each image's own, 0 for none")
+    for family in FAMILIES:
+        add_setting(group, AugmenterConfig, family)
     group = parser.add_argument_group("fit")
     group.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
-    add_setting(group, FitConfig, "warp")
-    add_setting(group, FitConfig, "color")
     text = "training steps of stage 1, the paper's GAN; 0 leaves the stage out (%(default)s)"
     group.add_argument("--pretrain-steps", metavar="N", type=int, default=0, help=text)
     text = "stage 3: learned dropout (ours), or along the influence (the paper's) (%(default)s)"
@@ -86,12 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_setting(group, DropoutConfig, "steps", help="training steps of stage 3 (%(default)s)")
     add_setting(group, DropoutConfig, "batch_size", help="images per step of stage 3 (%(default)s)")
     group.add_argument("--seed", metavar="N", type=int, default=0, help="seed of all that is drawn (%(default)s)")
-    group.add_argument(
-        "--device",
-        metavar="NAME",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="where to run (%(default)s)",
-    )
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    group.add_argument("--device", metavar="NAME", default=default, help="where to run (%(default)s)")
     group.add_argument("--amp", action="store_true", help="run the classifier in bfloat16")
     group.add_argument("--checkpoint-dir", type=Path, metavar="DIR", help="save the state there, and go on from it")
 
@@ -100,11 +93,14 @@ def run(args: argparse.Namespace) -> str:
     """Fit and write the report.
 
     Returns:
-        What was measured and written.
+        What was measured and written, and what to do next.
 
     Raises:
-        ValueError, OSError, RuntimeError, ImportError: for what the user can fix, in one line.
+        ValueError: for what the user can fix, in one line; or an OSError, RuntimeError or ImportError.
+        IncompleteError: if the weights are written, and a part of the report is missing.
     """
+    begin = time.perf_counter()
+    # All that can be checked before the work.
     if args.weights is None and args.train_steps is None:
         raise ValueError(
             "the classifier must be trained, got neither weights nor steps; give its checkpoint with --weights FILE, "
@@ -112,70 +108,104 @@ def run(args: argparse.Namespace) -> str:
         )
     config = FitConfig(
         seed=args.seed,
-        warp=args.warp,
-        color=args.color,
         pretrain=PretrainConfig(steps=args.pretrain_steps) if args.pretrain_steps else None,
         maximize=OBJECTIVES[args.objective](steps=args.steps, batch_size=args.batch_size),
     )
+    strengths = {family: getattr(args, family) for family in FAMILIES}
+    networks = AugmenterConfig(channels=1 if args.gray else 3, size=args.size, **strengths)
     schedule = None if args.train_steps is None else RetrainConfig(steps=args.train_steps)
-    args.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=args.out):  # a full disk or a missing permission is found out before the work
-        pass
-    begin = time.perf_counter()
-    work = _Work(args, schedule)
-    if args.weights is None:
-        model = work.trained("baseline")
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        write_atomic(args.out / "classifier.safetensors", safetensors.torch.save(state))
-    else:
-        model = work.fresh()
+    locks = [keep_folder(args.out)]
+    if args.checkpoint_dir is not None:
+        locks.append(keep_folder(args.checkpoint_dir))
+    work = Work(args, schedule)
+    networks = dataclasses.replace(networks, mean=work.data.mean, std=work.data.std)
+    model = work.fresh()
+    if args.weights is not None:
         load_checkpoint(model, args.weights)
-        model.to(args.device).eval()
-    error = evaluate(model, work.reader(work.data.val))[0]
-    chance = 1 - 1 / len(work.data.classes)
+    work.check(model)
+    check_head(model, args.head, channels=work.channels, size=args.size)
+    # The work.
+    try:
+        if args.weights is not None:
+            model.to(args.device).eval()
+        else:
+            model = work.trained("baseline")
+            state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+            write_atomic(args.out / "classifier.safetensors", safetensors.torch.save(state))
+        predicted, labels = work.predict(model, work.data.val, "evaluation on val")
+        error = float((predicted != labels).double().mean())
+        _refuse_ignorant(error, len(work.data.classes))
+        started = time.perf_counter()
+        result = fit(
+            model,
+            _loader(work, work.data.train),
+            _loader(work, work.data.val),
+            baseline=work.data.baseline,
+            augmenter=networks,
+            head=args.head,
+            config=config,
+            amp=torch.bfloat16 if args.amp else None,
+            checkpoint_dir=args.checkpoint_dir,
+        )
+        write_weights(args.out, result)
+        write_figures(args.out, result)
+        seconds = {"fit": time.perf_counter() - started}
+        return _report(work, result, model, error, seconds, begin)
+    finally:
+        for lock in locks:
+            lock.close()
+
+
+def _refuse_ignorant(error: float, classes: int) -> None:
+    chance = 1 - 1 / classes
     if error > 0.9 * chance:
         raise ValueError(
             f"the classifier is wrong on {error:.1%} of val, {chance:.1%} by chance; check --size, --mean, --std and "
             "--gray, and that the class folders, sorted by name, are its classes, or train it for longer"
         )
 
-    def loader(data: Dataset[Any]) -> Dataset[Any] | DataLoader[Any]:
-        if not args.workers:
-            return data
-        return DataLoader(data, args.batch_size, shuffle=data is work.data.train, num_workers=args.workers)
 
-    started = time.perf_counter()
-    result = fit(
-        model,
-        loader(work.data.train),
-        loader(work.data.val),
-        baseline=work.data.baseline,
-        augmenter=AugmenterConfig(channels=work.channels, size=args.size, mean=work.data.mean, std=work.data.std),
-        head=args.head,
-        config=config,
-        amp=torch.bfloat16 if args.amp else None,
-        checkpoint_dir=args.checkpoint_dir,
-    )
-    seconds = time.perf_counter() - started
-    errors, pictures = _compare(work, result, model if args.weights is None else None)
-    shown = torch.stack([work.data.val[k][0] for k in _spread(len(work.data.val))]).to(args.device)
+def _loader(work: Work, data: Dataset[Any]) -> Dataset[Any] | DataLoader[Any]:
+    args = work.args
+    if not args.workers:
+        return data
+    return DataLoader(data, args.batch_size, shuffle=data is work.data.train, num_workers=args.workers)
+
+
+def _report(
+    work: Work, result: FitResult, model: nn.Module, error: float, seconds: dict[str, float], begin: float
+) -> str:
+    """Compare, write the rest of the report, of which each part may fail alone, and say what is there.
+
+    Raises:
+        IncompleteError: if a part failed.
+    """
+    args = work.args
+    parts = Parts(debug=args.traceback)
+    errors: dict[str, float] = {}
+    pictures: dict[str, tuple[PIL.Image.Image, str]] = {}
+    if work.schedule is not None and work.data.test is not None:
+        _compare(work, result, model if args.weights is None else None, parts, errors, pictures)
     device = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     if torch.device(args.device).type == "cuda":
         device = torch.cuda.get_device_name(args.device)
     counts = {"train": len(work.data.train), "val": len(work.data.val)}
     counts |= {} if work.data.test is None else {"test": len(work.data.test)}
+    facts = CardFacts(
+        data=plain(
+            f"{args.data.resolve().name}: {', '.join(f'{n:,} {part}' for part, n in counts.items())} images of "
+            f"{len(work.data.classes)} classes, {args.size} px"
+        ),
+        classifier=f"{args.model}, {error:.2%} error on the hyper-validation images",
+        protocol=_protocol(args, errors),
+        results=tuple(CardResult(arm=arm, error=100 * e, std=None, runs=1) for arm, e in errors.items()),
+        cost=f"fit {seconds['fit']:.0f} s on {device}",
+    )
     written = write_report(
         args.out,
         result,
-        shown,
-        facts=CardFacts(
-            data=f"{args.data.resolve().name}: {', '.join(f'{n:,} {part}' for part, n in counts.items())} images of "
-            f"{len(work.data.classes)} classes, {args.size} px",
-            classifier=f"{args.model}, {error:.2%} error on the hyper-validation images",
-            protocol=_protocol(args, errors),
-            results=tuple(CardResult(arm=arm, error=100 * e, std=None, runs=1) for arm, e in errors.items()),
-            cost=f"fit {seconds:.0f} s on {device}",
-        ),
+        lambda: _examples(work),
+        facts=facts,
         pictures=pictures,
         notes={
             "command": shlex.join(["learned-aug", *sys.argv[1:]]),
@@ -183,69 +213,66 @@ def run(args: argparse.Namespace) -> str:
             "classes": work.data.classes,
             "val_error": error,
             "test_error": errors,
-            "seconds": {"fit": seconds, "all": time.perf_counter() - begin},
+            "seconds": {**seconds, "all": time.perf_counter() - begin},
             "device": device,
         },
+        parts=parts,
     )
     lines = [f"The classifier is wrong on {error:.2%} of val. What the augmenters do:", "", str(result), ""]
     if errors:
-        lines += [f"{arm:38}  {e:8.2%} of test wrong" for arm, e in errors.items()] + ["One run of each, no proof.", ""]
-    if "curves.png" not in written:
+        width = max(map(len, errors))
+        lines.append(f"{'trained with':{width}}  wrong on test")
+        lines += [f"{arm:{width}}  {e:13.2%}" for arm, e in errors.items()]
+        lines += ["One run of each: differences may be chance, and have no interval.", ""]
+    if "curves.png" not in (*written, *parts.missing):
         lines.append("No curves.png without matplotlib: pip install 'learned-aug[viz]'.")
-    lines.append(f"Wrote to {args.out}: {', '.join(written)}.")
+    lines += [f"Wrote to {args.out}: {', '.join(written)}.", "", "Next, see over several runs whether it helps:"]
+    lines.append(f"  {_next(args)}")
+    if parts.missing:
+        raise IncompleteError("\n".join(lines), parts.missing)
     return "\n".join(lines)
 
 
-class _Work:
-    """The data, and the classifiers that are trained on it."""
+def _compare(
+    work: Work,
+    result: FitResult,
+    baseline: nn.Module | None,
+    parts: Parts,
+    errors: dict[str, float],
+    pictures: dict[str, tuple[PIL.Image.Image, str]],
+) -> None:
+    """Train and test a classifier for each arm, and draw what the augmenter corrects; fills `errors` and `pictures`."""
+    test = work.data.test
+    assert test is not None
+    name = "baseline" if work.data.baseline is not None else "no augmentation"
 
-    def __init__(self, args: argparse.Namespace, schedule: RetrainConfig | None) -> None:
-        self.args, self.schedule = args, schedule
-        self.channels = 1 if args.gray else 3
-        self.data: ImageFolders = open_folders(
-            args.data,
-            size=args.size,
-            val=args.val,
-            gray=args.gray,
-            mean=args.mean,
-            std=args.std,
-            baseline=args.baseline,
-            seed=args.seed,
-        )
+    def draws(augmenter: Augmenter, *, steer: bool = False) -> Callable[[nn.Module], SteeredDraws]:
+        def of(model: nn.Module) -> SteeredDraws:
+            if steer:
+                return SteeredDraws(model, augmenter=augmenter, seed=work.args.seed)
+            return SteeredDraws(model, augmenter=augmenter, seed=work.args.seed, tilt=0)
 
-    def fresh(self) -> nn.Module:
-        """The classifier, from the same start each time."""
-        torch.manual_seed(self.args.seed)
-        return build_model(self.args.model, len(self.data.classes), self.channels)
+        return of
 
-    def trained(self, arm: str, augment: nn.Module | None = None) -> nn.Module:
-        """The classifier, trained from that start on the same order."""
-        model = self.fresh().to(self.args.device)
-        order = torch.Generator().manual_seed(self.args.seed)
-        data: Dataset[Any] | DataLoader[Any] = self.data.train
-        if self.args.workers:
-            size = min(RetrainConfig().batch_size, len(self.data.train))
-            workers = self.args.workers
-            data = DataLoader(self.data.train, size, shuffle=True, drop_last=True, num_workers=workers, generator=order)
-        with ProgressBars() as bars:
-
-            def show(event: Event) -> None:
-                bars(dataclasses.replace(event, stage=f"train: {arm}"))
-
-            baseline = self.data.baseline
-            retrain(model, data, self.schedule, baseline=baseline, augment=augment, seed=self.args.seed, on_event=show)
-        return model
-
-    def reader(self, data: Dataset[Any]) -> DataLoader[Any]:
-        """In order."""
-        return DataLoader(data, self.args.batch_size, num_workers=self.args.workers)
-
-    @torch.no_grad()
-    def predict(self, model: nn.Module, data: Dataset[Any]) -> Tensor:
-        """(B,), classes."""
-        model.eval()
-        outputs: list[Tensor] = [model(images.to(self.args.device)) for images, _ in self.reader(data)]
-        return torch.cat(outputs).argmax(1).cpu()
+    arms: dict[str, Callable[[nn.Module], SteeredDraws | None]] = {name: lambda model: None}
+    if result.augmenter is not result.prior:
+        arms[f"{name}, fitted augmenter"] = draws(result.augmenter)
+    arms[f"{name}, prior (control)"] = draws(result.prior)
+    arms[f"{name}, steered prior"] = draws(result.prior, steer=True)
+    predicted: dict[str, Tensor] = {}
+    for arm, augment in arms.items():
+        with parts.attempt(f"comparison on test/ of {arm!r}"):
+            model = baseline if baseline is not None and arm == name else work.trained(arm, augment)
+            predicted[arm], labels = work.predict(model, test, f"test: {arm}")
+            errors[arm] = float((predicted[arm] != labels).double().mean())
+    what = list(arms)[1]
+    if {name, what} <= predicted.keys():
+        with parts.attempt("corrected.png"):
+            images = _Pictures(test, work.data)
+            picture = corrected_samples(
+                images, labels, predicted[name], predicted[what], classes=list(map(plain, work.data.classes))
+            )
+            pictures["corrected.png"] = picture, f"Test images that only training with {what} gets right."
 
 
 class _Pictures:
@@ -260,28 +287,11 @@ class _Pictures:
         return (image * self.std + self.mean).clamp(0, 1)
 
 
-def _compare(
-    work: _Work, result: FitResult, baseline: nn.Module | None
-) -> tuple[dict[str, float], dict[str, tuple[PIL.Image.Image, str]]]:
-    """Test errors by arm, and the picture of what is corrected; neither without test/ or a schedule."""
-    test = work.data.test
-    if work.schedule is None or test is None:
-        return {}, {}
-    name = "baseline" if work.data.baseline is not None else "no augmentation"
-    arms: dict[str, nn.Module | None] = {
-        f"{name}, fitted augmenter": result.augmenter,
-        f"{name}, untrained augmenter (control)": result.untrained,
-        name: None,
-    }
-    labels = torch.cat([labels for _, labels in work.reader(test)])
-    predicted = {}
-    for arm, augment in arms.items():
-        model = baseline if baseline is not None and augment is None else work.trained(arm, augment)
-        predicted[arm] = work.predict(model, test)
-    errors = {arm: float((found != labels).double().mean()) for arm, found in predicted.items()}
-    after, _, before = predicted.values()
-    picture = corrected_samples(_Pictures(test, work.data), labels, before, after, classes=work.data.classes)
-    return errors, {"corrected.png": (picture, "Test images that only training with the fitted augmenter gets right.")}
+def _examples(work: Work) -> Tensor:
+    """Read some images of val, which is often sorted by class, from all over it."""
+    count = min(SHOWN, len(work.data.val))
+    indices = [k * len(work.data.val) // count for k in range(count)]
+    return torch.stack([work.data.val[k][0] for k in indices]).to(work.args.device)
 
 
 def _protocol(args: argparse.Namespace, errors: dict[str, float]) -> str:
@@ -291,6 +301,15 @@ def _protocol(args: argparse.Namespace, errors: dict[str, float]) -> str:
     return text
 
 
-def _spread(count: int, wanted: int = 8) -> list[int]:
-    """Indices spread over a data set, which is often sorted by class."""
-    return [k * count // min(wanted, count) for k in range(min(wanted, count))]
+def _next(args: argparse.Namespace) -> str:
+    """Return the command to run next, with the options of this one."""
+    words = ["learned-aug", "compare", "--model", args.model, "--data", str(args.data), "--size", str(args.size)]
+    words += ["--gray"] if args.gray else []
+    for name, default in (("val", None), ("baseline", "crop-flip"), ("workers", 0)):
+        if (value := getattr(args, name)) != default:
+            words += [f"--{name}", str(value)]
+    for name in ("mean", "std"):
+        if values := getattr(args, name):
+            words += [f"--{name}", *map(str, values)]
+    words += ["--steps", str(args.train_steps)] if args.train_steps is not None else []
+    return plain(shlex.join([*words, "--augmenter", str(args.out / "augmenter")]))

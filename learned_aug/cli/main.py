@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-__all__ = ["main"]
+__all__ = ["IncompleteError", "main", "note", "one_line", "plain"]
 
 INTERRUPTED = 130  # the shell's exit status for Ctrl-C
+INCOMPLETE = 3  # the exit status where the work is done and written, and a part of its report is missing
+WORKER = "DataLoader worker process"  # in the text of errors that torch brings over from one
 
 COMMANDS = {
-    "demo": "the whole method on real digits that come with the package, about three minutes on a CPU",
+    "demo": "the whole method on real digits that come with the package, one to three minutes on a CPU",
     "fit": "fit an augmenter to your classifier on folders of images",
     "preview": "draw what an augmenter does to your images",
     "push": "publish an augmenter on the Hugging Face Hub",
@@ -33,6 +37,19 @@ ABOUT = """Augmentation networks fitted to your own classifier by influence func
 
 commands:
 """
+
+
+class IncompleteError(Exception):
+    """The work is done and written, and a part of its report is missing.
+
+    Args:
+        report: what the command has to say of what is there.
+        missing: names of what is missing; the reasons were told as warnings.
+    """
+
+    def __init__(self, report: str, missing: Sequence[str]) -> None:
+        super().__init__(f"missing: {', '.join(missing)}; see the warnings above")
+        self.report = report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,25 +73,47 @@ def _run(run: Callable[[argparse.Namespace], str], options: argparse.Namespace, 
     from learned_aug.fit.checkpoint import CheckpointError
     from learned_aug.weights.files import WeightsError
 
-    fixable = (ValueError, OSError, RuntimeError, ImportError, WeightsError, CheckpointError)  # all else is a bug
+    # All else is a bug.
+    fixable = (ValueError, OSError, RuntimeError, ImportError, WeightsError, CheckpointError, MemoryError)
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = lambda message, *_: _tell(f"warning: {message}")
+        warnings.showwarning = lambda message, *_: note(f"warning: {message}")
         try:
+            options.traceback = traceback
             _say(run(options))
         except KeyboardInterrupt:
-            _tell("interrupted")
+            note("interrupted")
             return INTERRUPTED
+        except IncompleteError as error:
+            _say(error.report)
+            note(str(error))
+            return INCOMPLETE
         except fixable as error:
             if traceback:
                 raise
-            _tell(" ".join(str(error).split()))
+            note(one_line(error))
             return 1
     return 0
 
 
-def _tell(text: str) -> None:
+def one_line(error: BaseException) -> str:
+    """Say an error in one line; of one that a data loader's worker met, what the worker raised."""
+    text = str(error) or type(error).__name__
+    if text.startswith("Caught ") and WORKER in text:
+        lines = text.rsplit("Traceback (most recent call last):", 1)[-1].splitlines()
+        text = " ".join(itertools.dropwhile(lambda line: not line or line.startswith(" "), lines))
+        text = re.sub(r"^[\w.]+: ", "", text)  # the error's type
+    return " ".join(text.split())
+
+
+def note(text: str) -> None:
+    """Tell the user something on standard error."""
     _say(f"learned-aug: {text}", sys.stderr)
+
+
+def plain(text: str) -> str:
+    """Return a text that can be written as UTF-8: parts of paths that are none are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _say(text: str, stream: TextIO | None = None) -> None:
@@ -82,3 +121,4 @@ def _say(text: str, stream: TextIO | None = None) -> None:
     file = sys.stdout if stream is None else stream
     encoding = getattr(file, "encoding", None) or "utf-8"
     file.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    file.flush()

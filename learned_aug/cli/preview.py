@@ -3,24 +3,33 @@
   learned-aug preview ./my-aug/augmenter photos/ --out grid.png
   learned-aug preview me/my-aug photo.jpg --out way.png --kind traversal
 
-grid: rows are images, columns are draws. traversal: one image on the way from one draw to another, with the spatial
-and the appearance field.
+grid: rows are images, columns are draws; the first column is the original. traversal: one image on the way from one
+draw to another, with the spatial and the appearance field.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 
-import PIL.Image
 import torch
+from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from learned_aug.augmenter import Augmenter
+from learned_aug.cli.images import check_headers, image_files, read_image
+from learned_aug.cli.main import note
+from learned_aug.config import AugmenterConfig
+from learned_aug.runtime.events import Event, ProgressBars
 from learned_aug.viz import diversity_grid, tau_traversal
+from learned_aug.weights.files import write_atomic
 
 __all__ = ["add_arguments", "run"]
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF"}
+FORMATS[".tiff"] = "TIFF"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "weights", metavar="WEIGHTS", help="./FOLDER, a name that `learned-aug list` shows, or org/name"
     )
     parser.add_argument("images", metavar="IMAGES", type=Path, nargs="+", help="files, or folders of them")
-    parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="the picture to write")
+    text = f"the picture to write, of the kind that its name says: {', '.join(FORMATS)}"
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=text)
     parser.add_argument("--kind", choices=("grid", "traversal"), default="grid", help="kind of picture (%(default)s)")
     parser.add_argument("--draws", type=int, default=9, help="columns of the grid, or steps of the way (%(default)s)")
+    parser.add_argument("--limit", type=int, default=16, help="rows of the grid, at most (%(default)s)")
     parser.add_argument("--side", type=int, default=96, help="side of a cell, pixels (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (%(default)s)")
 
@@ -40,45 +51,63 @@ def run(args: argparse.Namespace) -> str:
     """Draw the picture and say where it is.
 
     Raises:
-        ValueError, OSError, WeightsError: for what the user can fix, in one line.
+        ValueError: for what the user can fix, in one line; or an OSError or WeightsError.
     """
-    if args.draws < 2 or args.side < 1:
-        raise ValueError(f"--draws must be 2 or more and --side 1 or more, got {args.draws} and {args.side}")
+    for name, low in (("draws", 2), ("side", 1), ("limit", 1)):
+        if getattr(args, name) < low:
+            raise ValueError(f"--{name} must be {low} or more, got {getattr(args, name)}")
+    kind = FORMATS.get(args.out.suffix.lower())
+    if kind is None or args.out.is_dir():
+        raise ValueError(f"--out must be a file whose name ends in one of {', '.join(FORMATS)}, got {args.out}")
     if "/" in args.weights and not args.weights.startswith((".", "/", "~")) and Path(args.weights).is_dir():
         raise ValueError(f"{args.weights} means a Hub repository; for the folder of that name write ./{args.weights}")
-    augmenter = Augmenter.from_pretrained(args.weights)
-    config = augmenter.config
     files = [file for path in args.images for file in _files(path)]
     if args.kind == "traversal" and len(files) > 1:
         raise ValueError(f"--kind traversal shows one image, got {len(files)}; name one file")
-    size = max(args.side, config.size)
-    steps = [v2.Grayscale()] if config.channels == 1 else []
-    steps += [v2.Resize(size), v2.CenterCrop(size), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-    read = v2.Compose([*steps, v2.Normalize(config.mean, config.std), v2.ToPureTensor()])
-    images = torch.stack([read(_open(file)) for file in files])
+    if (count := len(files)) > args.limit:
+        files = [files[k * count // args.limit] for k in range(args.limit)]
+        note(f"{args.limit} of {count:,} images are shown, evenly spread; --limit sets how many")
+    check_headers(files)
+    augmenter = Augmenter.from_pretrained(args.weights)
+    config = augmenter.config
+    if config.channels not in (1, 3):
+        raise ValueError(f"{args.weights} is for images of {config.channels} channels; 1 or 3 can be shown")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with ProgressBars() as bars:
+        images = _read(files, config, max(args.side, config.size), bars)
     generator = torch.Generator().manual_seed(args.seed)
     if args.kind == "grid":
         picture = diversity_grid(augmenter, images, draws=args.draws, side=args.side, generator=generator)
     else:
         picture = tau_traversal(augmenter, images[0], steps=args.draws, side=args.side, generator=generator)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(args.out, format="PNG")
+    buffer = io.BytesIO()
+    try:
+        picture.save(buffer, format=kind, **({"quality": 92} if kind in ("JPEG", "WEBP") else {}))
+    except (OSError, ValueError) as error:  # a format's limit of pixels
+        size = f"{picture.width} x {picture.height} pixels"
+        raise ValueError(f"{args.out} cannot hold {size} as {kind} ({error}); lower --limit, or write .png") from error
+    write_atomic(args.out, buffer.getvalue())
     return f"Wrote {args.out}: {len(files)} images, {args.draws} {'draws' if args.kind == 'grid' else 'steps'}."
+
+
+def _read(files: list[Path], config: AugmenterConfig, size: int, bars: ProgressBars) -> Tensor:
+    """Read images into the value range of the augmenter, (B, C, size, size)."""
+    steps = [v2.Resize(size), v2.CenterCrop(size), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    transform = v2.Compose([*steps, v2.Normalize(config.mean, config.std), v2.ToPureTensor()])
+    images = []
+    for step, file in enumerate(files, 1):
+        images.append(transform(read_image(file, gray=config.channels == 1)))
+        if len(files) > 1:
+            bars(Event("images", step, len(files)))
+    return torch.stack(images)
 
 
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
+        if not path.exists():
+            raise FileNotFoundError(f"No such file or folder: {path}; give images, or a folder of them")
         return [path]
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
+    files: list[Path] = image_files(path)
     if not files:
         raise ValueError(f"{path} holds no images; give files, or a folder with any of {', '.join(IMG_EXTENSIONS)}")
     return files
-
-
-def _open(path: Path) -> PIL.Image.Image:
-    try:
-        with PIL.Image.open(path) as image:
-            rgb: PIL.Image.Image = image.convert("RGB")
-            return rgb
-    except PIL.UnidentifiedImageError as error:
-        raise ValueError(f"{path} is no image that can be read; give PNG or JPEG files") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import dataclasses
 import inspect
@@ -9,7 +10,22 @@ import itertools
 import textwrap
 from typing import Any
 
-__all__ = ["add_setting", "field_texts"]
+__all__ = ["add_setting", "field_texts", "strength"]
+
+
+def strength(text: str) -> float | tuple[float, float]:
+    """Read the strength of a family: X, the same for all images, or LO,HI, a range to draw each image's from.
+
+    Raises:
+        ArgumentTypeError: if it is neither; the values themselves are checked by the settings.
+    """
+    try:
+        numbers = [float(part) for part in text.split(",")]
+        if len(numbers) <= 2:
+            return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"must be a number X, or a range LO,HI such as 0,0.125, got {text!r}")
 
 
 def field_texts(settings: type) -> dict[str, str]:
@@ -36,6 +52,9 @@ def add_setting(group: Any, settings: type, field: str, option: str | None = Non
     """
     (found,) = (f for f in dataclasses.fields(settings) if f.name == field)
     text = field_texts(settings)[field].replace("%", "%%") + " (%(default)s)"
-    kind = type(found.default)
-    options = {"type": kind, "default": found.default, "metavar": "N" if kind is int else "X", "help": text}
+    default: Any = found.default
+    kind = type(default)
+    options = {"type": kind, "default": default, "metavar": "N" if kind is int else "X", "help": text}
+    if kind is tuple:  # argparse reads a default that is text as it reads an option
+        options |= {"type": strength, "default": ",".join(f"{v:g}" for v in default), "metavar": "X|LO,HI"}
     group.add_argument(option or f"--{field.replace('_', '-')}", **{**options, **overrides})

@@ -7,6 +7,7 @@ from learned_aug.fit.dropout import DropoutConfig
 from learned_aug.fit.linear import LinearConfig
 from learned_aug.fit.pipeline import FitResult, fit
 from learned_aug.fit.pretrain import PretrainConfig
+from learned_aug.fit.prior import prior
 from learned_aug.influence.s_val import InfluenceConfig
 from learned_aug.runtime.events import Event, OnEvent, ProgressBars
 
@@ -24,4 +25,5 @@ __all__ = [
     "effective_rank",
     "fit",
     "measure",
+    "prior",
 ]

@@ -7,6 +7,7 @@ it is executed when it is read.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import warnings
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader, Subset
 
 from learned_aug.influence.solvers import Solver
 from learned_aug.runtime.data import Data, apply_baseline
+from learned_aug.runtime.lock import FolderInUseError, FolderLock, lock_folder
 from learned_aug.runtime.rng import forked
 from learned_aug.runtime.stream import Stream
 from learned_aug.weights.files import write_atomic
@@ -40,7 +42,7 @@ class CheckpointError(Exception):
 
 
 class Checkpoint:
-    """The two last states of a run, in a folder of its own.
+    """The two last states of a run, in a folder of its own, which it keeps for its process from the first reading on.
 
     Args:
         folder: made if need be.
@@ -54,16 +56,24 @@ class Checkpoint:
         self.folder, self.fingerprint = Path(folder), fingerprint
         self.folder.mkdir(parents=True, exist_ok=True)
         self._generation = 0
+        self._lock: FolderLock | None = None
+
+    def close(self) -> None:
+        """Give the folder back to other processes."""
+        if self._lock is not None:
+            self._lock.close()
 
     def read(self) -> dict[str, Any] | None:
         """The latest state that is whole, None if there is none.
 
         Raises:
-            CheckpointError: if it is of another run, with all differences; or if there are files, but none is whole.
+            CheckpointError: if it is of another run, with all differences; if there are files, but none is whole; or
+                if another process works in the folder.
 
         Warns:
             UserWarning: if a file is torn, and the one before it is used.
         """
+        self._keep()
         states, torn = [], []
         for path in (self.folder / name for name in NAMES):
             if path.exists():
@@ -108,6 +118,22 @@ class Checkpoint:
                 str(path),
             ) from error
         self._generation = generation
+
+    def _keep(self) -> None:
+        """Keep the folder for this process, where it can be written.
+
+        Raises:
+            CheckpointError: if another process works in it.
+            OSError: if the lock cannot be made for another reason than permissions.
+        """
+        try:
+            self._lock = lock_folder(self.folder)
+        except FolderInUseError as error:
+            raise CheckpointError(f"the checkpoint folder {error}; wait for it, or give another folder") from error
+        except OSError as error:
+            # A finished fit may be read back from where nothing can be written; write() says so itself.
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
 
     def _compare(self, saved: dict[str, str]) -> None:
         now = self.fingerprint

@@ -20,13 +20,9 @@ __all__ = ["FitConfig"]
 class FitConfig:
     """Settings of :func:`learned_aug.fit`, one part for each stage.
 
-    The strength of the start matters most: :func:`learned_aug.compare` shows what does on your data.
+    Strengths are settings of the networks: see :class:`learned_aug.AugmenterConfig`.
     """
 
-    warp: float = 0.0625
-    """Strength of the warps at the start: mean distance of two draws' flows, a share of the image side (ours)."""
-    color: float = 0.1
-    """Strength of the colors at the start: mean distance of two draws' colors, a share of the range [0, 1] (ours)."""
     pretrain: PretrainConfig | None = None
     """Settings of stage 1; None leaves it out (ours), ``PretrainConfig()`` is the paper's."""
     influence: InfluenceConfig = field(default_factory=InfluenceConfig)
@@ -39,8 +35,12 @@ class FitConfig:
     """Seed of all draws of the fit."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range, and parts of another type."""
-        check_at_least(self, warp=1e-6, color=1e-6, batch_size=2)
+        """Refuse values out of range, and parts of another type.
+
+        Raises:
+            TypeError: if a part is of another type.
+        """
+        check_at_least(self, batch_size=2)
         kinds: dict[str, tuple[type, ...]] = {
             "pretrain": (PretrainConfig, type(None)),
             "influence": (InfluenceConfig,),

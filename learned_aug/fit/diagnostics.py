@@ -56,7 +56,11 @@ def divergence_named(stage: str, remedy: str) -> Iterator[None]:
 
 
 def require_finite(loss: Tensor, stage: str, remedy: str) -> None:
-    """Raise RuntimeError if the loss is not finite, before a step is made along it."""
+    """Refuse a loss that is not finite, before a step is made along it.
+
+    Raises:
+        RuntimeError: if it is not, naming the stage and the remedy.
+    """
     if not loss.detach().isfinite().all():
         raise RuntimeError(f"{stage} diverged, its loss must be finite, got {float(loss.detach())}; {remedy}")
 
@@ -66,8 +70,8 @@ def effective_rank(flow: Tensor) -> float:
 
     1 for copies of one warp at different strengths, at most B - 1.
     """
-    centerd = (flow - flow.mean(0)).flatten(1)
-    variance = torch.linalg.svdvals(centerd.double()).square()
+    centered = (flow - flow.mean(0)).flatten(1)
+    variance = torch.linalg.svdvals(centered.double()).square()
     share = variance / variance.sum().clamp_min(1e-300)
     return float(torch.special.entr(share).sum().exp())
 

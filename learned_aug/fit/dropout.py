@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from learned_aug.augmenter import Augmenter
 from learned_aug.fit.diagnostics import divergence_named, require_finite
 from learned_aug.fit.stage import FollowingInfluence, share_of_noise
+from learned_aug.fit.tilt import tilted
 from learned_aug.influence.head import HeadTap
 from learned_aug.influence.problem import Head
-from learned_aug.influence.scores import influence_up, unit_rms
+from learned_aug.influence.scores import influence_up
 from learned_aug.nets import Encoder
 from learned_aug.runtime.checks import check_at_least
 from learned_aug.runtime.distributed import all_mean, average_gradients_
@@ -39,10 +40,13 @@ class DropoutConfig:
     """Peak learning rate of Adam (ours); 0, a control, learns nothing."""
     tilt: float = 3.0
     """Root mean square of the logits of keeping a unit, were all draws of an image to agree on them (ours)."""
+    gate: float = 4.0
+    """Power of the probability that the model gives the label at a draw, by which the draw counts: what the model gets
+    wrong teaches little (ours); 0 is no gate."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        check_at_least(self, steps=0, batch_size=2, lr=0, tilt=1e-6)
+        check_at_least(self, steps=0, batch_size=2, lr=0, tilt=1e-6, gate=0)
 
 
 class LearningDropout(FollowingInfluence):
@@ -85,7 +89,11 @@ class LearningDropout(FollowingInfluence):
         super().__init__(augmenter, tap, batches, head, ihvp, steps=config.steps, lr=config.lr, seed=seed)
 
     def part(self, augmenter: Augmenter) -> nn.Module:
-        """E's layers for the dropout."""
+        """Return E's layers for the dropout.
+
+        Raises:
+            ValueError: if the dropout of the augmenter is fixed.
+        """
         if augmenter.config.dropout == "fixed" or not augmenter.config.tau_dropout:
             raise ValueError(
                 'augmenter must have dropout="learned" and tau_dropout > 0, got '
@@ -100,11 +108,11 @@ class LearningDropout(FollowingInfluence):
             group["lr"] = config.lr * min(1.0, 4 * (self.done + 1) / config.steps, 2 - 2 * self.done / config.steps)
         images, labels = next(self.batches)
         noise = share_of_noise(augmenter, images, generator(self.seed, self.name, self.done))
-        masks = augmenter.strike(noise).requires_grad_()  # of the prior
+        masks = augmenter.mask(noise[..., : augmenter.config.tau_dim]).requires_grad_()  # of the prior
         with divergence_named(self.name, REMEDY):
-            draw, _, logits = augmenter.trace(images, masks=masks)
-        logits = cast(Tensor, logits)
-        wanted = self.wanted(draw.apply(images), labels, masks)
+            trace = augmenter.trace(images, masks=masks, strengths=augmenter.strengths(noise))
+        logits = cast(Tensor, trace.logits)
+        wanted = self.wanted(trace.draw.apply(images), labels, masks)
         loss = (logits / config.tilt - wanted).square().mean()
         require_finite(all_mean(loss.detach()), self.name, REMEDY)
         self.optimizer.zero_grad()
@@ -117,15 +125,13 @@ class LearningDropout(FollowingInfluence):
         }
 
     def wanted(self, augmented: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
-        """Direction of the masks in which the score rises, (B, stages, tau_dim), of root mean square 1."""
-        (gradient,) = torch.autograd.grad(self.score(augmented, labels).sum(), masks)
-        return unit_rms(gradient)
-
-    def score(self, augmented: Tensor, labels: Tensor) -> Tensor:
-        """What E is to raise, (B,): minus the influence."""
-        features, _ = self.tap(augmented)
+        """Direction of the masks in which the influence falls, (B, stages, tau_dim), of root mean square the gate."""
+        features, output = self.tap(augmented)
         batch = self.head(features, labels)
-        return -influence_up(self.ihvp.to(features.dtype), batch, self.head.label_smoothing)
+        score = -influence_up(self.ihvp.to(features.dtype), batch, self.head.label_smoothing)
+        (gradient,) = torch.autograd.grad(score.sum(), masks)
+        probability = output.detach().softmax(1).gather(1, labels[:, None])[:, 0]
+        return tilted(gradient, probability, tilt=1.0, gate=self.config.gate)
 
 
 def kl_to_prior(logits: Tensor, keep: float) -> Tensor:

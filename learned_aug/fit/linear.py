@@ -82,7 +82,11 @@ class Maximizing(FollowingInfluence):
         super().__init__(augmenter, tap, batches, head, ihvp, steps=config.steps, lr=config.lr, seed=seed)
 
     def step(self) -> dict[str, Tensor]:
-        """E and G's."""
+        """Take a step of E and G along the influence.
+
+        Raises:
+            ValueError: if a batch has a single image.
+        """
         config, augmenter = self.config, self.augmenter
         images, labels = next(self.batches)
         noise = share_of_noise(augmenter, images, generator(self.seed, self.name, self.done))

@@ -97,7 +97,11 @@ class Run:
             self.checkpoint.write({"results": self.results, "current": current(), "history": history})
 
     def _read(self) -> dict[str, Any]:
-        """What process 0 reads, or its error, on all."""
+        """Return on all processes what process 0 reads.
+
+        Raises:
+            CheckpointError: if process 0 could not use its checkpoint.
+        """
         tree: dict[str, Any] = {"error": None}
         if self.checkpoint is not None and rank() == 0:
             try:

@@ -54,6 +54,7 @@ class Stage(ABC):
     def run(self, on_event: OnEvent, after: Callable[[], None] = lambda: None) -> None:
         """The steps that are left; `after` is called at the end of each."""
         self.trained.requires_grad_(True)
+        self.augmenter.learning = True
         try:
             while self.done < self.steps:
                 figures = self.step()

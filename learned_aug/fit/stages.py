@@ -5,35 +5,39 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from learned_aug.augmenter import Augmenter
+from learned_aug.config import AugmenterConfig
 from learned_aug.fit.config import FitConfig
 from learned_aug.fit.diagnostics import measure
 from learned_aug.fit.dropout import DropoutConfig, LearningDropout
+from learned_aug.fit.judge import Estimate, estimate, halves
 from learned_aug.fit.linear import Maximizing
 from learned_aug.fit.pretrain import PretrainConfig, Pretraining
+from learned_aug.fit.prior import prior
 from learned_aug.fit.stage import Stage
-from learned_aug.influence.head import HeadTap, collect
+from learned_aug.influence.head import HeadTap, check_differentiable, collect
 from learned_aug.influence.problem import Head
 from learned_aug.influence.s_val import predicted_influence, solve_s_val
 from learned_aug.influence.scores import predicted_val_drop
 from learned_aug.influence.system import Solution
-from learned_aug.nets import AugmenterConfig
-from learned_aug.runtime.data import Data
+from learned_aug.runtime.data import Data, as_pair, check_source
 from learned_aug.runtime.distributed import broadcast_, rank, span, world_size
 from learned_aug.runtime.events import Event, OnEvent
-from learned_aug.runtime.rng import generator
+from learned_aug.runtime.rng import forked, generator
 from learned_aug.runtime.stream import Stream
 
 __all__ = ["Influence", "Setting", "Tap"]
 
 # Gradients of the validation and the test loss agree badly below: cosine .89 with 5,000 images of MNIST, .36 with 120.
 SMALL_VAL = 1000
+IN_FLIGHT = 2**24  # values of the images of one batch, at most, in passes that only read: 64 MiB
 PROBE = 512  # training images on which the diagnostics are measured
 
 
@@ -55,14 +59,17 @@ class Tap(HeadTap):
 
 @dataclass(frozen=True)
 class Influence:
-    """What stage 2 leaves: the head at which influences are read, and s_val."""
+    """What stage 2 leaves: the head at which influences are read, and s_val, the fit's and those of its judge."""
 
     head: Head
     solution: Solution
+    """Of the fit's half of the validation set, (K, D + 1)."""
+    judges: Tensor
+    """(folds, K, D + 1), of the other half; no folds where it is too small for them."""
 
     def tree(self) -> dict[str, Any]:
         """Return it as a checkpoint keeps it."""
-        return {"head": vars(self.head), "solution": vars(self.solution)}
+        return {"head": vars(self.head), "solution": vars(self.solution), "judges": self.judges}
 
     @staticmethod
     def of(tree: dict[str, Any], device: torch.device) -> Influence:
@@ -71,7 +78,7 @@ class Influence:
             {k: v.to(device) if isinstance(v, Tensor) else v for k, v in tree[part].items()}
             for part in ("head", "solution")
         ]
-        return Influence(Head(**parts[0]), Solution(**parts[1]))
+        return Influence(Head(**parts[0]), Solution(**parts[1]), tree["judges"].to(device))
 
 
 @dataclass(frozen=True)
@@ -88,12 +95,13 @@ class Setting:
         self, name: str, use: str, batch_size: int, *, augmented: bool = True, shuffle: bool = True, shared: bool = True
     ) -> Stream:
         """Batches of `train` or `val`; `use` tells its draws from those of other streams."""
+        data = self.train if name == "train" else self.val
         return Stream(
-            self.train if name == "train" else self.val,
+            data,
             name,
             use,
             seed=self.config.seed,
-            batch_size=batch_size,
+            batch_size=batch_size if shuffle else bounded(data, name, batch_size),
             device=self.tap.head.weight.device,
             dtype=self.tap.head.weight.dtype,
             baseline=self.baseline if augmented else None,
@@ -112,53 +120,48 @@ class Setting:
             collect(self.tap, _reported(read, notify), dtype, count=read.images, keep_logits=False)
             for read in (train, val)
         )
-        _, count = span(len(val_batch.labels), val_batch.labels.device)
+        first, count = span(len(val_batch.labels), val_batch.labels.device)
         if count < SMALL_VAL:
             warnings.warn(
                 f"val has {count} images, about {SMALL_VAL} or more are needed for a gradient that resembles that of "
                 "unseen images; use more",
                 stacklevel=5,
             )
+        fitted, folds = halves(val_batch, first)
         head, solution = solve_s_val(
             train_batch,
-            val_batch,
+            fitted,
             self.tap.head,
             self.config.influence,
+            also=folds,
             sharded=world_size() > 1,
             on_event=notify,
         )
+        judges = solution.value[1:] if folds else solution.value.new_empty(0, *solution.value.shape)
+        solution = replace(solution, value=solution.value[0]) if folds else solution
         notify(Event("ihvp", 1, 1, {"residual": solution.residual, "steps": float(solution.steps)}))
-        return Influence(head, solution).tree()
+        return Influence(head, solution, judges).tree()
 
-    def probe(self) -> list[tuple[Tensor, Tensor]]:
-        """The same training images for all that is measured."""
-        return list(_first(self.stream("train", "probe", 128, shuffle=False, shared=False).once(), PROBE))
+    def probe(self, count: int = PROBE) -> Iterator[tuple[Tensor, Tensor]]:
+        """Read the same training images for all that is measured, batch by batch."""
+        return _first(self.stream("train", "probe", 128, shuffle=False, shared=False).once(), count)
+
+    def check(self) -> None:
+        """Refuse, before any work, what the first images show to be impossible."""
+        images, _ = next(self.probe(1))
+        check_differentiable(self.tap, images)
 
     def start(self, given: Augmenter | AugmenterConfig | None) -> dict[str, Any]:
         """Configuration and weights of the start: the given networks, or random ones, calibrated."""
-        images = torch.cat([images for images, _ in self.probe()])
+        images = torch.cat([images for images, _ in self.probe(128)])
         if isinstance(given, Augmenter):
             network = copy.deepcopy(given).to(images.device)
             network.draw(images[:1])  # raises for images that it cannot take
         else:
-            network = self.calibrated(given, images)
+            network = prior(images, seed=self.config.seed, config=given)
         weights = network.state_dict()
         broadcast_(*weights.values())  # loaders give each process other images
         return {"config": network.config.to_dict(), "weights": weights}
-
-    def calibrated(self, config: AugmenterConfig | None, images: Tensor) -> Augmenter:
-        """Random networks of the configured strength."""
-        if config is None:
-            low, high = float(images.min()), float(images.max())
-            if low < -0.05 or high > 1.05:
-                raise ValueError(
-                    f"images of train must be in [0, 1] unless their normalization is stated, got [{low:.2f}, "
-                    f"{high:.2f}]; pass augmenter=AugmenterConfig(channels=..., size=..., mean=..., std=...)"
-                )
-            config = AugmenterConfig(channels=images.shape[1], size=max(images.shape[-2:]))
-        draws = generator(self.config.seed, "augmenter")
-        network = Augmenter(config, generator=draws).to(images.device)
-        return network.calibrate_(images, warp=self.config.warp, color=self.config.color, generator=draws)
 
     def pretraining(self, network: Augmenter, config: PretrainConfig) -> tuple[Stage, list[Stream]]:
         """Build stage 1, and the streams that it reads."""
@@ -179,27 +182,49 @@ class Setting:
             stage = Maximizing(*args, config, seed=self.config.seed)
         return stage, [batches]
 
-    def measured(self, stages: dict[str, Augmenter], influence: Influence) -> dict[str, dict[str, float]]:
-        """Diagnostics of each, on the same images and masks."""
+    def measured(self, stages: dict[str, Augmenter], influence: Influence) -> dict[str, Any]:
+        """Measure each of the networks on the same images and draws, and judge the fitted ones against the first.
 
-        def val_drop(images: Tensor, augmented: Tensor, labels: Tensor) -> Tensor:
-            args = influence.head, influence.solution.value, images, augmented, labels
-            return predicted_val_drop(predicted_influence(self.tap, *args)[0], influence.head.n_train)
+        Returns:
+            "diagnostics": by name of the networks, the figures of :func:`measure`, and margin, half of the 95 %
+            interval of predicted_val_drop. "gain": mean and margin of how much more the last of the networks are
+            predicted to lower the validation loss than the first.
+        """
+        s_vals = influence.judges if len(influence.judges) else influence.solution.value[None]
+        drops, figures = {}, {}
+        for name, network in stages.items():
+            parts: list[Tensor] = []
 
-        probe = self.probe()
-        figures = {
-            name: measure(
-                stage, self.tap, probe, val_drop=val_drop, generator=generator(self.config.seed, "diagnostics")
-            )
-            for name, stage in stages.items()
-        }
-        values = torch.tensor([list(part.values()) for part in figures.values()], dtype=torch.float64)
-        values = values.to(self.tap.head.weight.device)
+            def val_drop(images: Tensor, augmented: Tensor, labels: Tensor, parts: list[Tensor] = parts) -> Tensor:
+                predicted = predicted_influence(self.tap, influence.head, s_vals, images, augmented, labels)[0]
+                parts.append(predicted_val_drop(predicted, influence.head.n_train))
+                return parts[-1].mean(0)
+
+            draws = generator(self.config.seed, "diagnostics")
+            figures[name] = measure(network, self.tap, self.probe(), val_drop=val_drop, generator=draws)
+            drops[name] = torch.cat(parts, 1)
+            figures[name]["margin"] = estimate(drops[name]).margin
+        first, *_, last = drops.values()
+        gain = estimate(last - first)
+        values = torch.tensor([*(list(part.values()) for part in figures.values())], dtype=torch.float64)
+        values = torch.cat([values.flatten(), torch.tensor(gain, dtype=torch.float64)]).to(self.tap.head.weight.device)
         broadcast_(values)
-        rows = values.tolist()
-        return {
+        rows = values[:-2].view(len(figures), -1).tolist()
+        named = {
             name: dict(zip(part, row, strict=True)) for (name, part), row in zip(figures.items(), rows, strict=True)
         }
+        return {"diagnostics": named, "gain": Estimate(*values[-2:].tolist())}
+
+
+def bounded(data: Data, name: str, batch_size: int) -> int:
+    """Return a batch size for passes that only read, so that no more than ``IN_FLIGHT`` values are held at once."""
+    check_source(data, name)
+    if isinstance(data, DataLoader):
+        return batch_size
+    with forked():
+        image, _ = as_pair(data[0], name)
+    values = image.numel() if isinstance(image, Tensor) else 1
+    return min(batch_size, max(2 * world_size(), IN_FLIGHT // max(1, values)))
 
 
 def _reported(stream: Stream, notify: OnEvent) -> Iterator[tuple[Tensor, Tensor]]:

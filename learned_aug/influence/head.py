@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -12,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-__all__ = ["HeadBatch", "HeadTap", "borrowed", "collect", "find_head"]
+from learned_aug.runtime.checks import check_class_range, check_labels
+
+__all__ = ["HeadBatch", "HeadTap", "borrowed", "check_differentiable", "collect", "find_head"]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -42,7 +45,7 @@ def find_head(model: nn.Module, name: str | None = None) -> nn.Linear:
     linears = {path: module for path, module in inner.named_modules() if isinstance(module, nn.Linear)}
     if name is not None:
         if name in linears:
-            return _free(linears[name])
+            return _free(linears[name], inner)
         kind = next((type(m).__name__ for path, m in inner.named_modules() if path == name), "nothing")
         raise ValueError(
             f"head={name!r} must name an nn.Linear of the model, got {kind}; "
@@ -54,25 +57,78 @@ def find_head(model: nn.Module, name: str | None = None) -> nn.Linear:
             f"expected a classifier that ends in nn.Linear, found only {', '.join(kinds)}; replace a 1x1-convolution "
             "head by pooling and an nn.Linear of its weights, and fit a quantized model before it is quantized"
         )
-    return _free(list(linears.values())[-1])
+    return _free(list(linears.values())[-1], inner)
 
 
-def _free(head: nn.Linear) -> nn.Linear:
-    """The head, if its weight may take any value."""
-    if parametrize.is_parametrized(head, "weight"):
-        # Asked first, and without a look at the weight: spectral norm changes its state at each.
-        kinds = [type(p).__name__.lstrip("_") for p in head.parametrizations.weight]  # type: ignore[union-attr]
-        if kinds != ["WeightNorm"]:  # which can give any weight
+def _free(head: nn.Linear, model: nn.Module) -> nn.Linear:
+    """Return the head, if its weight and bias may take any value, each for itself.
+
+    Raises:
+        ValueError: if one of them is tied to a constraint, masked, shared, rebuilt by a hook, or quantized.
+    """
+    for name in ("weight", "bias"):
+        if parametrize.is_parametrized(head, name):
+            # Asked first, and without a look at the weight: spectral norm changes its state at each.
+            kinds = [type(p).__name__.lstrip("_") for p in head.parametrizations[name]]  # type: ignore[index]
+            if kinds == ["WeightNorm"]:  # which can give any weight
+                continue
             raise ValueError(
-                f"the head's weight must be free to move, got one parametrized by {', '.join(kinds)}: influences "
-                "are those of an unconstrained head; use torch.nn.utils.parametrize.remove_parametrizations on a "
-                "copy of the model, and train its head on"
+                f"the head's {name} must be free to move, got one parametrized by {', '.join(kinds)}: influences are "
+                "those of an unconstrained head; use torch.nn.utils.parametrize.remove_parametrizations on a copy of "
+                "the model, and train its head on"
+            )
+        if name not in head._parameters and getattr(head, name) is not None and not _weight_normed(head, name):
+            pruned = f"{name}_mask" in dict(head.named_buffers(recurse=False))
+            remedy = "prune.remove" if pruned else "the function that undoes that hook"
+            raise ValueError(
+                f"the head's {name} must be free to move, got one that a hook "
+                f"{'prunes' if pruned else 'rebuilds'} at each pass: influences are those of an unconstrained head; "
+                f"use {remedy} on a copy of the model, and train its head on"
+            )
+        parameter = head._parameters.get(name)
+        if parameter is None:
+            continue
+        others = [
+            path
+            for path, other in model.named_parameters(remove_duplicate=False)
+            if _overlap(parameter, other) and not any(other is own for own in head.parameters())
+        ]
+        owners = [path for path, m in model.named_modules(remove_duplicate=False) if m is head]
+        shared = [p for p, other in model.named_parameters(remove_duplicate=False) if other is parameter]
+        if others or len(shared) > len(owners):
+            places = ", ".join(sorted({*others, *shared}))
+            raise ValueError(
+                f"the head's {name} must be its own, got one that is shared ({places}): influences are those of a head "
+                "that moves alone; give the head a copy of it, and train it on"
+            )
+        if parameter._backward_hooks:
+            raise ValueError(
+                f"the head's {name} must be free to move, got one with a gradient hook, which may mask it; remove the "
+                "hook from a copy of the model, and train its head on"
             )
     if not head.weight.is_floating_point():
         raise ValueError(
             f"the head's weight must be floating, got {head.weight.dtype}; fit the model before it is quantized"
         )
+    if head.bias is not None and head.bias.requires_grad != head.weight.requires_grad:
+        raise ValueError(
+            "the head's weight and bias must both be trained or both be frozen, got one of each: influences move both; "
+            "set requires_grad equally for both, and train the head on"
+        )
     return head
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two parameters are one, or views of the same memory."""
+    if one is other:
+        return True
+    (start, end), (first, last) = ((t.data_ptr(), t.data_ptr() + t.numel() * t.itemsize) for t in (one, other))
+    return start < last and first < end and one.device == other.device and start != 0
+
+
+def _weight_normed(head: nn.Linear, name: str) -> bool:
+    """Whether torch.nn.utils.weight_norm rebuilds it, which can give any weight."""
+    return f"{name}_g" in head._parameters and f"{name}_v" in head._parameters
 
 
 @contextmanager
@@ -170,8 +226,14 @@ class HeadTap:
         if self._hook is None:
             raise RuntimeError("HeadTap is not open; use it as `with HeadTap(model, head) as tap:`")
         self._seen.clear()
+        version = self.head.weight._version
         with torch.compiler.set_stance("force_eager"):  # compiled code would not know the hook
-            output = self.model(images)
+            output = self.model(images.clone())  # which a model may write to
+        if not torch.is_inference_mode_enabled() and self.head.weight._version != version:
+            raise ValueError(
+                "the head's weight must stay as it is, got one that a hook or the model's forward writes to at each "
+                "pass: influences are those of a head that is free to move; take that out on a copy of the model"
+            )
         calls = len(self._seen)
         if calls != 1:
             raise ValueError(
@@ -232,6 +294,38 @@ def _gap(a: Tensor, b: Tensor) -> float:
     )
 
 
+def check_differentiable(tap: HeadTap, images: Tensor) -> None:
+    """Refuse a model through which no gradient reaches its images.
+
+    Args:
+        tap: open, on the borrowed model.
+        images: (B, C, H, W), some typical ones.
+
+    Raises:
+        ValueError: if the features that enter the head do not depend on the images by autograd.
+
+    Warns:
+        UserWarning: if the gradient is zero for all of the images.
+    """
+    with torch.enable_grad():
+        images = images[:16].detach().clone().requires_grad_()
+        features, _ = tap(images)
+        if not features.requires_grad:
+            raise ValueError(
+                "features must depend on the images by autograd, got none: the model's forward runs a part under "
+                "torch.no_grad(), inference_mode() or detach(); let gradients pass there (requires_grad_(False) "
+                "freezes weights as well)"
+            )
+        weights = torch.linspace(-1, 1, features.shape[1], device=features.device, dtype=features.dtype)
+        (gradient,) = torch.autograd.grad((features * weights).sum(), images, allow_unused=True)
+    if gradient is None or not bool(gradient.any()):
+        warnings.warn(
+            "the gradient of the model's features with respect to its images is zero: nothing can be learned from it; "
+            "check whether the model rounds, thresholds or detaches its images",
+            stacklevel=4,
+        )
+
+
 class HeadBatch(NamedTuple):
     """What the head sees of a batch: features (B, D), logits (B, K) and labels (B,), class indices."""
 
@@ -269,7 +363,7 @@ def collect(
         device = tap.head.weight.device
         features, logits = tap(images.to(device))
         labels = labels.to(device)
-        check_labels(labels, logits.shape, start)
+        check_class_range(check_labels(labels, logits.shape[0]), logits.shape[1], start)
         batch = HeadBatch(features if dtype is None else features.to(dtype), logits, labels.long())
         check_finite(batch, start)
         for column, rows in zip(columns, batch if keep_logits else batch._replace(logits=logits[:, :0]), strict=True):
@@ -298,24 +392,16 @@ class _Rows:
         self.used = end
 
 
-def check_labels(labels: Tensor, logits_shape: torch.Size, start: int = 0) -> None:
-    """Raise ValueError unless `labels` are class indices for logits (B, K); `start` is the first sample's index."""
-    samples, classes = logits_shape
-    if labels.shape != (samples,) or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(
-            f"labels must be integer class indices of shape ({samples},), got {labels.dtype} {tuple(labels.shape)}; "
-            "turn one-hot labels into indices with labels.argmax(1)"
-        )
-    wrong = ((labels < 0) | (labels >= classes)).nonzero()
-    if len(wrong):
-        i = int(wrong[0])
-        raise ValueError(
-            f"labels must be in 0..{classes - 1}, the head's classes; sample {start + i} has label {int(labels[i])}"
-        )
-
-
 def check_finite(batch: HeadBatch, start: int = 0) -> None:
-    """Raise ValueError naming the first sample with a non-finite feature or logit; `start` is the batch's offset."""
+    """Refuse features and logits that are not finite.
+
+    Args:
+        batch: what the head sees.
+        start: index of the batch's first sample.
+
+    Raises:
+        ValueError: naming the first such sample.
+    """
     for what, values in (("features", batch.features), ("logits", batch.logits)):
         wrong = (~values.isfinite().all(1)).nonzero()
         if len(wrong):

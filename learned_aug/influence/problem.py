@@ -30,7 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learned_aug.influence.head import HeadBatch, check_finite, check_labels
+from learned_aug.influence.head import HeadBatch, check_finite
+from learned_aug.runtime.checks import check_class_range, check_labels
 from learned_aug.runtime.distributed import all_sum_, broadcast_, span
 
 __all__ = ["Basis", "Head", "HeadProblem", "residuals", "targets", "warn_of_missing_classes"]
@@ -126,7 +127,7 @@ class HeadProblem:
             raise ValueError(f"weight must be float32 or float64 to compute in, got {self.weight.dtype}; cast it")
         if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
             raise ValueError(f"bias must be ({len(self.weight)},), got {tuple(self.bias.shape)}; use None for none")
-        check_labels(self.labels, torch.Size([n, len(self.weight)]))
+        check_class_range(check_labels(self.labels, n), len(self.weight))
         w = self.sample_weights
         if w is not None and (w.shape != (n,) or not bool(((w >= 0) & w.isfinite()).all())):
             raise ValueError(
@@ -287,11 +288,24 @@ class HeadProblem:
         Warns:
             UserWarning: if a class of the head has no sample in `val`.
         """
+        plain = self._plain(val)
         warn_of_missing_classes(val.labels, len(self.weight), self.sharded)
-        plain = replace(
-            self, features=val.features, labels=val.labels, sample_weights=None, label_smoothing=0.0, weight_decay=0.0
-        )
         return plain.gradient()
+
+    def gradient_on(self, batch: HeadBatch) -> Tensor:
+        """Return :meth:`validation_gradient` without its warning, as for a part of a validation set."""
+        return self._plain(batch).gradient()
+
+    def _plain(self, batch: HeadBatch) -> HeadProblem:
+        """The mean loss on other samples, without smoothing, weights and decay; refuses labels that are no classes."""
+        return replace(
+            self,
+            features=batch.features,
+            labels=batch.labels,
+            sample_weights=None,
+            label_smoothing=0.0,
+            weight_decay=0.0,
+        )
 
     def hvp(self, v: Tensor, rows: Tensor | None = None) -> Tensor:
         """H V, weight decay included and damping not.
@@ -302,6 +316,9 @@ class HeadProblem:
 
         Returns:
             of the shape of `v`, in the dtype of `weight`.
+
+        Raises:
+            ValueError: if `v` has another shape.
         """
         if v.shape[-2:] != self.theta.shape or v.ndim > 3:
             raise ValueError(

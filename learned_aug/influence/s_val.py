@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from learned_aug.influence.head import HeadBatch, HeadTap
-from learned_aug.influence.problem import Head, HeadProblem
+from learned_aug.influence.problem import Head, HeadProblem, warn_of_missing_classes
 from learned_aug.influence.refit import refit
 from learned_aug.influence.scores import check_stationary, influence_aug
 from learned_aug.influence.solvers import Solver, solve
@@ -43,7 +44,11 @@ class InfluenceConfig:
     of its length in benchmarks/fit/memory.py; bfloat16, for features beyond 65,504, by 3e-3 (ours)."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
+        """Refuse values out of range.
+
+        Raises:
+            ValueError: naming the field.
+        """
         check_at_least(self, weight_decay=0, damping=0, label_smoothing=0)
         check_at_most_one(self, "label_smoothing")
         if self.solver != "auto" and not isinstance(self.solver, Solver):
@@ -58,6 +63,7 @@ def solve_s_val(
     layer: nn.Linear,
     config: InfluenceConfig,
     *,
+    also: Sequence[HeadBatch] = (),
     sharded: bool = False,
     on_event: OnEvent | None = None,
 ) -> tuple[Head, Solution]:
@@ -68,11 +74,12 @@ def solve_s_val(
         val: features and labels of all hyper-validation images; the logits are not used.
         layer: the head as found; not changed.
         config: settings.
+        also: further validation sets, solved for in the same passes over the features.
         sharded: whether `train` and `val` are one process's parts; all processes get the same result.
         on_event: gets the events of :func:`refit`.
 
     Returns:
-        The head at which influences are to be read, and s_val.
+        The head at which influences are to be read, and s_val: (K, D + 1), or a stack (1 + len(also), K, D + 1).
 
     Raises:
         ConvergenceError: if the solver's tolerance is not reached.
@@ -91,10 +98,14 @@ def solve_s_val(
                 f"{refitted.gradient_norm:.1e}: predictions will be off; raise InfluenceConfig.weight_decay",
                 stacklevel=3,
             )
-    gradient = problem.validation_gradient(val)
+    gradient = problem.gradient_on(val)
+    if also:
+        gradient = torch.stack([gradient, *(problem.gradient_on(part) for part in also)])
+    labels = torch.cat([part.labels for part in (val, *also)])
+    warn_of_missing_classes(labels, len(problem.weight), sharded)
     solution = solve(problem, gradient, relative_damping(problem, config.damping), config.solver)
     if not config.refit_head:
-        check_stationary(problem, solution.value)
+        check_stationary(problem, solution.value[0] if also else solution.value)
     return problem.head, solution
 
 

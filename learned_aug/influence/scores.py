@@ -7,12 +7,10 @@ validation loss by I / N, and leaving one out by -I / N. A sample of weight w co
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from learned_aug.influence.head import HeadBatch
@@ -24,7 +22,6 @@ __all__ = [
     "influence_aug",
     "influence_up",
     "predicted_val_drop",
-    "unit_rms",
 ]
 
 
@@ -99,6 +96,9 @@ def predicted_val_drop(influence: Tensor, n_train: int) -> Tensor:
 
     Returns:
         of the shape of `influence`, nats; positive is good.
+
+    Raises:
+        ValueError: if `n_train` is below 1.
     """
     if n_train < 1:
         raise ValueError(f"n_train must be >= 1, got {n_train}; see HeadProblem.n_train")
@@ -112,11 +112,6 @@ class Stationarity(NamedTuple):
     relative: float  # the same over the root mean square of |grad L_i|: 0 at the optimum, 1 if all samples pull alike
     refit_drop: float  # predicted fall of the validation loss if the head alone were refitted, <S, grad L>, nats
     typical_drop: float  # root mean square of the predicted change if one training sample is left out, nats
-
-
-def unit_rms(x: Tensor) -> Tensor:
-    """Each sample of `x` (B, ...) scaled to root mean square 1; zeros stay zeros."""
-    return (F.normalize(x.flatten(1), dim=1, eps=1e-30) * math.sqrt(x[0].numel())).view_as(x)
 
 
 def check_stationary(problem: HeadProblem, ihvp: Tensor, limit: float = 0.01) -> Stationarity:

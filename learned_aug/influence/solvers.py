@@ -76,7 +76,7 @@ class Direct:
         x = x + back(system.check(x).r)  # one step of refinement
         check = system.check(x)
         if check.residual > 1e-6:
-            raise _singular(damping)
+            raise ValueError(_singular(damping))
         return system.solution(x, check, True, 0)
 
 
@@ -96,12 +96,12 @@ def _cholesky(matrix: Tensor, damping: float) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(matrix)
     pivots = factor.diagonal()
     if int(info) != 0 or float(pivots.min() / pivots.max()) ** 2 < 1e-14:
-        raise _singular(damping)
+        raise ValueError(_singular(damping))
     return factor
 
 
-def _singular(damping: float) -> ValueError:
-    return ValueError(
+def _singular(damping: float) -> str:
+    return (
         f"damping must be > 0 where H is singular, and H + {damping:.1e} is, to float64: features are duplicated "
         "or constant, or probabilities one-hot; try relative_damping(problem, 1)"
     )
@@ -204,6 +204,7 @@ class LiSSA:
 
         Raises:
             ConvergenceError: if the tolerance is not reached, or the recursion diverges, with cause and remedy.
+            ValueError: without damping and weight decay.
         """
         system = System(problem, rhs, damping)
         if system.mu == 0:

@@ -1,10 +1,13 @@
-"""Checks that settings share."""
+"""Checks that settings and inputs share: what was expected, what came, and what to do about it."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
-__all__ = ["check_at_least", "check_at_most_one"]
+from torch import Tensor
+
+__all__ = ["check_at_least", "check_at_most_one", "check_class_range", "check_labels"]
 
 
 def check_at_least(config: object, **bounds: float) -> None:
@@ -34,3 +37,77 @@ def check_at_most_one(config: object, *names: str) -> None:
     for name in names:
         if (value := getattr(config, name)) > 1:
             raise ValueError(f"{type(config).__name__}.{name} must be in [0, 1], got {value}")
+
+
+def check_labels(labels: Any, samples: int, name: str = "labels") -> Tensor:
+    """Refuse labels that are not class indices, with a remedy for the form that came.
+
+    Args:
+        labels: what a batch holds.
+        samples: images of the batch, B.
+        name: what they are called in the error, such as "labels of train".
+
+    Returns:
+        The labels, integers (B,).
+
+    Raises:
+        ValueError: if they are something else.
+    """
+    if isinstance(labels, Tensor):
+        integers = not labels.is_floating_point() and not labels.is_complex() and labels.dtype.itemsize > 0
+        if integers and str(labels.dtype) != "torch.bool" and tuple(labels.shape) == (samples,):
+            return labels
+        remedy, got = _remedy(labels, samples), f"{labels.dtype} {tuple(labels.shape)}"
+    else:
+        first = labels[0] if isinstance(labels, (list, tuple)) and len(labels) else labels
+        got = f"{type(labels).__name__} of {type(first).__name__}" if first is not labels else type(labels).__name__
+        remedy = "map class names to indices in the data set" if isinstance(first, str) else "give a tensor of indices"
+    raise ValueError(f"{name} must be integer class indices of shape ({samples},), got {got}; {remedy}")
+
+
+def _remedy(labels: Tensor, samples: int) -> str:
+    if labels.ndim == 0 or labels.shape[0] != samples:
+        return "give one label for each image of the batch"
+    if labels.ndim > 1 and labels[0].numel() == 1:
+        return "take the extra dimension off with labels.flatten()"
+    if labels.ndim == 2:
+        ones = (labels.float().sum(1) - 1).abs().amax() < 1e-3
+        if bool(ones) and bool(((labels == 0) | (labels == 1)).all()):
+            return "turn one-hot labels into indices with labels.argmax(1)"
+        if bool(ones):
+            return "take the mixing of labels (Mixup, CutMix, smoothing) out of the data set or loader"
+        return "several labels for an image are not supported here: one class for each image is"
+    if labels.ndim == 1 and bool((labels.float() % 1 == 0).all()):
+        return "convert them with labels.long()"
+    return "give the index of each image's class, not a value to regress on"
+
+
+def check_class_range(labels: Tensor, classes: int, start: int = 0) -> None:
+    """Refuse class indices that a head of `classes` outputs does not have.
+
+    Args:
+        labels: integers (B,).
+        classes: K.
+        start: index of the first sample of the batch.
+
+    Raises:
+        ValueError: naming the first such sample; or if the head has a single output.
+    """
+    if classes < 2:
+        raise ValueError(
+            f"the model must give one logit for each of at least 2 classes, got {classes}; give a binary classifier "
+            "two outputs, its logit and its negative halved: Linear(D, 2) with weights w / 2 and -w / 2"
+        )
+    wrong = ((labels < 0) | (labels >= classes)).nonzero()
+    if len(wrong):
+        i = int(wrong[0])
+        low, high = int(labels.min()), int(labels.max())
+        hint = ""
+        if low >= 1 and high == classes:
+            hint = "; they seem to count from 1: subtract 1"
+        elif int(labels[i]) == -100:
+            hint = "; leave unlabeled samples (-100) out of the data"
+        raise ValueError(
+            f"labels must be in 0..{classes - 1}, the head's classes; sample {start + i} has label {int(labels[i])}"
+            + hint
+        )

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
+from learned_aug.runtime.checks import check_labels
+
 __all__ = [
     "Data",
     "apply_baseline",
@@ -29,7 +31,12 @@ TO_TENSOR = "v2.ToImage(), v2.ToDtype(torch.float32, scale=True)"
 
 
 def check_source(data: object, name: str) -> None:
-    """Refuse what is neither a DataLoader nor a map-style Dataset with at least one sample."""
+    """Refuse what is neither a DataLoader nor a map-style Dataset with at least one sample.
+
+    Raises:
+        TypeError: if it is neither.
+        ValueError: if it is empty.
+    """
     if isinstance(data, DataLoader):
         return
     if isinstance(data, IterableDataset) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
@@ -45,7 +52,8 @@ def hold_out(train: Data, share: float, generator: torch.Generator) -> tuple[Sub
     """Split `train` into the rest and `share` of it, at random; by class if its labels can be had without its images.
 
     Raises:
-        TypeError, ValueError: if `train` is no map-style Dataset, or `share` not in (0, 1), or leaves one side empty.
+        TypeError: if `train` is no map-style Dataset.
+        ValueError: if `share` is not in (0, 1), or leaves one side empty.
     """
     check_source(train, "train")
     if isinstance(train, DataLoader):
@@ -82,7 +90,11 @@ def _labels(data: Any) -> Tensor | None:
 
 
 def as_pair(sample: Any, name: str) -> tuple[Any, Any]:
-    """Image and label of a sample, or of a batch: of a pair, or of a dict by its keys."""
+    """Return image and label of a sample, or of a batch: of a pair, or of a dict by its keys.
+
+    Raises:
+        ValueError: if it is neither.
+    """
     if isinstance(sample, Mapping):
         found = [next((key for key in keys if key in sample), None) for keys in (IMAGE_KEYS, LABEL_KEYS)]
         if None not in found:
@@ -102,7 +114,13 @@ def as_pair(sample: Any, name: str) -> tuple[Any, Any]:
 
 @contextmanager
 def collate_errors_named(name: str) -> Iterator[None]:
-    """Say what is wrong with images that torch cannot put into one batch; other errors pass unchanged."""
+    """Say what is wrong with images that torch cannot put into one batch; other errors pass unchanged.
+
+    Raises:
+        ValueError: for images of several sizes.
+        TypeError: for PIL images.
+        RuntimeError: whatever else the body raises.
+    """
     try:
         yield
     except (RuntimeError, TypeError) as error:
@@ -120,7 +138,12 @@ def collate_errors_named(name: str) -> Iterator[None]:
 
 
 def check_batch(batch: Any, name: str, start: int) -> tuple[Tensor, Tensor]:
-    """Images and labels of a batch whose first sample is the `start`-th."""
+    """Return images and labels of a batch whose first sample is the `start`-th, checked.
+
+    Raises:
+        TypeError: if images are no floating tensor.
+        ValueError: if images or labels do not fit, or are not finite.
+    """
     images, labels = as_pair(batch, name)
     if not isinstance(images, Tensor) or not images.is_floating_point():
         raise TypeError(
@@ -129,12 +152,7 @@ def check_batch(batch: Any, name: str, start: int) -> tuple[Tensor, Tensor]:
         )
     if images.ndim != 4:
         raise ValueError(f"images of {name} must be (C, H, W), batches (B, C, H, W), got {tuple(images.shape)}")
-    integers = isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dtype != torch.bool
-    if not integers or labels.ndim != 1:
-        raise ValueError(
-            f"labels of {name} must be integer class indices (B,), got {_kind(labels)}; turn one-hot labels into "
-            "indices with labels.argmax(1)"
-        )
+    labels = check_labels(labels, images.shape[0], f"labels of {name}")
     if not (finite := images.isfinite().flatten(1).all(1)).all():
         index = start + int(finite.logical_not().nonzero()[0])
         raise ValueError(f"images of {name} must be finite, got NaN or infinity first in sample {index}; fix it")
@@ -144,7 +162,11 @@ def check_batch(batch: Any, name: str, start: int) -> tuple[Tensor, Tensor]:
 def apply_baseline(
     baseline: Callable[[Tensor], Tensor], images: Tensor, name: str, before: Callable[[int], None] = lambda _: None
 ) -> Tensor:
-    """`baseline` of each image alone, so that each gets its own draw; `before` gets the image's index first."""
+    """Apply `baseline` to each image alone, so that each gets its own draw; `before` gets the image's index first.
+
+    Raises:
+        ValueError: if it changes the size, or gives values that are not finite.
+    """
     drawn = []
     for k, image in enumerate(images):
         before(k)

@@ -38,7 +38,11 @@ def world_size() -> int:
 
 @contextmanager
 def _peers_named() -> Iterator[None]:
-    """Say what a failed collective means: as a rule another process has ended."""
+    """Say what a failed collective means: as a rule another process has ended.
+
+    Raises:
+        RuntimeError: for the body's.
+    """
     try:
         yield
     except RuntimeError as error:

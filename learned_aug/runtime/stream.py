@@ -156,7 +156,11 @@ class Stream:
             yield places.start, *check_batch(default_collate(samples), self.name, places.start)
 
     def _read_loader(self, number: int, skip: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """As :meth:`_read_dataset`; a loader can only be read from the start of the pass."""
+        """As :meth:`_read_dataset`; a loader can only be read from the start of the pass.
+
+        Raises:
+            ValueError: if the loader gives no sample.
+        """
         # A copy, since workers that persist are one iterator for all who read the loader, and keep the state of their
         # generators from pass to pass.
         loader: DataLoader[Any] = copy.copy(self.data)  # type: ignore[arg-type]

@@ -1,8 +1,19 @@
 """Training a classifier with augmented images: draws that follow it, a training loop, and paired comparisons."""
 
+from learned_aug.training.arms import ARMS, each
 from learned_aug.training.choice import DrawChoice
 from learned_aug.training.compare import Comparison, compare
 from learned_aug.training.retrain import RetrainConfig, evaluate, retrain
 from learned_aug.training.steer import SteeredDraws
 
-__all__ = ["Comparison", "DrawChoice", "RetrainConfig", "SteeredDraws", "compare", "evaluate", "retrain"]
+__all__ = [
+    "ARMS",
+    "Comparison",
+    "DrawChoice",
+    "RetrainConfig",
+    "SteeredDraws",
+    "compare",
+    "each",
+    "evaluate",
+    "retrain",
+]

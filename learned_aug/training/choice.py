@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.influence.s_val import InfluenceConfig
 from learned_aug.runtime.data import Data
-from learned_aug.training.snapshot import Snapshots
+from learned_aug.training.reader import Loss, Reader
 
 __all__ = ["DrawChoice"]
 
@@ -20,59 +22,56 @@ class DrawChoice:
     of the draws. The form that keeps them diverse, min_q E_q[I] + beta KL(q || prior), has the answer
     q ~ prior exp(-I / beta); the best of a few draws from the prior is its hard limit.
 
-    Influences are read from a snapshot of the classifier, renewed every `every` calls: batch-norm statistics measured
-    anew (those of a classifier in training lag behind), head refitted, s_val solved. A call is a forward pass for each
-    draw. A renewal is a pass over at most 4,096 images of `train` for batch norm, if there is any, and over all of
-    `train` and `val` for s_val: for large sets raise `every`.
+    The classifier is read in eval mode, as it stands. s_val is solved anew every `every` calls, which reads all of
+    `train` and `val`: for large sets raise it. A call is a forward pass for each draw.
 
     Args:
-        augmenter: the prior; calibrated or fitted.
-        model: the classifier in training, never changed here.
-        train: (image, label) pairs without augmentation.
-        val: the hyper-validation set; errors on it are no longer honest, for the choice follows it. None takes the
-            highest loss of the snapshot in place of the lowest influence: the hardest draw.
-        draws: for each image, at least 1.
-        every: calls between two snapshots.
-        config: of s_val; of it, the loss takes the label smoothing alone.
+        model: the classifier in training.
+        augmenter: the networks to draw from, such as those of :func:`learned_aug.prior`.
+        by: "influence", which needs both data sets; or "loss", the hardest draw.
+        train: (image, label) pairs without augmentation, for "influence".
+        val: the hyper-validation set, for "influence"; errors on it are no longer honest, for the choice follows it.
+        draws: candidates for each image, at least 1.
+        every: calls between two solutions of s_val.
+        loss: from the model's output and the labels to one loss per sample, (B,); by default the cross-entropy.
+        config: settings of s_val.
         head: name of the last Linear, by default the last one registered.
 
     Raises:
-        ValueError: if a setting is out of range, or batch norm cannot be measured on the batches of `train`.
+        ValueError: if a setting is out of range, or data are missing.
     """
 
     def __init__(
         self,
-        augmenter: Augmenter,
         model: nn.Module,
-        train: Data,
-        val: Data | None,
+        augmenter: Augmenter,
         *,
+        by: Literal["loss", "influence"] = "influence",
+        train: Data | None = None,
+        val: Data | None = None,
         draws: int = 2,
         every: int = 100,
+        loss: Loss | None = None,
         config: InfluenceConfig | None = None,
         head: str | None = None,
     ) -> None:
         for name, value in (("draws", draws), ("every", every)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.augmenter, self.model, self.draws, self.every = augmenter, model, draws, every
-        self.snapshots = Snapshots(model, train, val, config if config is not None else InfluenceConfig(), head)
+        self.model, self.augmenter, self.draws, self.every = model, augmenter, draws, every
+        self.reader = Reader(model, by=by, loss=loss, train=train, val=val, config=config, head=head)
         self.calls = 0
 
     @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Augment (B, C, H, W) with labels (B,), after a new snapshot if one is due."""
+        """Return augmented copies of (B, C, H, W) with labels (B,), the best of the draws for each."""
         if self.calls % self.every == 0:
-            self.renew()
+            self.reader.renew()
         self.calls += 1
-        return self.augment(images, labels)
+        drawn = torch.stack([self.augmenter(images) for _ in range(self.draws)])
+        best = self.score(drawn.flatten(0, 1), labels.repeat(self.draws)).view(self.draws, -1).argmax(0)
+        return drawn[best, torch.arange(images.shape[0], device=images.device)]
 
-    def renew(self) -> None:
-        """Take a new snapshot of the model."""
-        self.snapshot = self.snapshots.take()
-
-    def augment(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Augment (B, C, H, W) with labels (B,) by the snapshot as it is."""
-        drawn = torch.cat([self.augmenter(images) for _ in range(self.draws)])
-        best = self.snapshot.score(drawn, labels.repeat(self.draws)).view(self.draws, -1).argmax(0)
-        return drawn.view(self.draws, *images.shape)[best, torch.arange(len(images), device=images.device)]
+    def score(self, drawn: Tensor, labels: Tensor) -> Tensor:
+        """Score draws (B, C, H, W) with labels (B,); the highest score is taken. Made to be overridden."""
+        return self.reader.score(drawn, labels)[0]

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.events import Event, OnEvent, ProgressBars
 from learned_aug.runtime.rng import forked
-from learned_aug.training.choice import DrawChoice
+from learned_aug.training.arms import ARMS, Arm
 from learned_aug.training.retrain import RetrainConfig, evaluate, retrain
 
 __all__ = ["Comparison", "compare"]
-
-Arm = Callable[[nn.Module], Callable[[Tensor], Tensor] | DrawChoice | None]
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def compare(
     make_model: Callable[[], nn.Module],
     train: Data,
     val: Data,
-    arms: Mapping[str, Arm],
+    arms: Sequence[str] | Mapping[str, Arm],
     config: RetrainConfig | None = None,
     *,
     baseline: Callable[[Tensor], Tensor] | None = None,
@@ -77,9 +75,9 @@ def compare(
         make_model: gives a fresh classifier, on the device to use.
         train: (image, label) pairs, as :func:`learned_aug.fit` takes them.
         val: likewise, not in `train`; images that influence has not read make the choice honest.
-        arms: by name, from the fresh classifier to what replaces a share of each batch, as :func:`retrain` takes it:
-            ``lambda model: None`` for the baseline alone, ``lambda model: result.augmenter``,
-            ``lambda model: SteeredDraws(result.untrained, model, train, val)``.
+        arms: names of ready-made arms, "baseline", "TrivialAugmentWide", "prior" and "steered"; or, by name, functions
+            from the fresh classifier to what :func:`retrain` takes as `augment`, such as
+            ``lambda model: SteeredDraws(model, augmenter=result.augmenter, tilt=0)``.
         config: of the trainings.
         baseline: on single images (C, H, W), in all arms.
         seeds: one training of each arm for each.
@@ -91,6 +89,10 @@ def compare(
     """
     if not arms or not seeds:
         raise ValueError(f"arms and seeds must hold at least one each, got {len(arms)} and {len(seeds)}; add some")
+    if not isinstance(arms, Mapping):
+        if unknown := [name for name in arms if name not in ARMS]:
+            raise ValueError(f"arms must be of {', '.join(ARMS)}, got {', '.join(unknown)}; give others as a mapping")
+        arms = {name: ARMS[name] for name in arms}
     errors: dict[str, list[float]] = {arm: [] for arm in arms}
     losses: dict[str, list[float]] = {arm: [] for arm in arms}
     with ProgressBars() as bars:

@@ -1,78 +1,196 @@
-"""SteeredDraws: draws that are tilted, image by image, by one gradient of the classifier as it stands."""
+"""SteeredDraws: augmented batches whose draws are made harder, image by image, for the classifier in training."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from learned_aug.augmenter import Augmenter
+from learned_aug.config import AugmenterConfig
+from learned_aug.fit.prior import prior
+from learned_aug.fit.tilt import tilted
+from learned_aug.influence.problem import Head
 from learned_aug.influence.s_val import InfluenceConfig
-from learned_aug.influence.scores import unit_rms
 from learned_aug.runtime.data import Data
-from learned_aug.training.choice import DrawChoice
+from learned_aug.runtime.distributed import rank
+from learned_aug.runtime.rng import generator
+from learned_aug.training.reader import Loss, Reader
 
 __all__ = ["SteeredDraws"]
 
 
-class SteeredDraws(DrawChoice):
-    """Augments each image by a draw from dropout that is tilted to a lower influence or, without `val`, a higher loss.
+class SteeredDraws:
+    """Augments a share of each batch, and steers the draws of every other batch by the classifier in training.
 
-    Stage 3 of the fit without the learning: the logits of keeping the units of tau are those of the
-    augmenter plus `tilt` sqrt(tau_dim) times the direction of the influence's gradient with respect to the mask, from
-    one backward pass. So it depends on nothing that E would have to generalize, at the cost, on each call, of a forward
-    and a backward pass through the snapshot for each of `draws`.
+        steered = SteeredDraws(model)
+        for images, labels in loader:
+            images = steered(images, labels)
+            ...  # your training step
+
+    The prior are random networks of random strength, calibrated on the first batch. A steered draw starts from one of
+    the prior, takes the gradient of the classifier's loss with respect to its dropout mask, and draws again
+    from dropout that is tilted along it, at the same strength; the tilt is gated by the probability of the label, so
+    that only what the classifier already gets right is made harder. It reads no label beyond the batch's own.
+
+    Call it where the training step runs the model, under the same autocast. Several processes of torch.distributed
+    share the prior of process 0, and draw each for itself.
 
     Args:
-        augmenter: the prior, with ``tau_dropout > 0``.
-        model: as of :class:`DrawChoice`, like the arguments that are not listed here.
-        train: as there.
-        val: as there: None steers to a higher loss.
-        tilt: root mean square of the logits that are added; 0 draws from the augmenter as it is.
-        draws: for each image, at which gradients are taken, scaled to length 1 and averaged.
-        every: calls between two snapshots.
-        config: of s_val.
-        head: name of the last Linear.
+        model: the classifier in training, on images of the value range stated by `mean` and `std`; read in eval mode.
+        augmenter: networks to draw from, such as a fitted augmenter; by default a prior made at the first batch.
+        share: share of each batch, taken at random, that is augmented.
+        period: every so many calls draws are steered, those of the others are the prior's; 1 steers at each call, at
+            about twice the cost.
+        tilt: root mean square of the logits of keeping that steering adds; 0 steers nothing, negative reverses it.
+        gate: power of the probability of the label that the tilt is multiplied with; 0 is no gate.
+        warmup: calls before the first draw is steered, while the classifier knows nothing and its batch-norm statistics
+            are not those of its data.
+        mean: mean of the images' normalization (x - mean) / std, a number or one per channel; None for [0, 1].
+        std: standard deviation of that normalization.
+        loss: from the model's output and the labels to one loss per sample, (B,); by default the cross-entropy, for
+            class indices and soft labels.
+        by: "loss"; or "influence", which steers to a lower influence on `val` instead and needs both data sets.
+        train: (image, label) pairs without augmentation, for ``by="influence"``.
+        val: the hyper-validation set, for ``by="influence"``; errors on it are no longer honest.
+        every: calls between two solutions of s_val, for ``by="influence"``: each reads `train` and `val`.
+        config: settings of s_val, for ``by="influence"``.
+        head: name of the last Linear, for ``by="influence"``; by default the last one registered.
+        seed: seed of the prior and of all draws.
+
+    Attributes:
+        augmenter: the networks that draws come from; None before the first batch.
+        metrics: of the last steered batch: mean probability of the label and mean gate.
+
+    Raises:
+        ValueError: if a setting is out of range.
     """
 
     def __init__(
         self,
-        augmenter: Augmenter,
         model: nn.Module,
-        train: Data,
-        val: Data | None,
         *,
+        augmenter: Augmenter | None = None,
+        share: float = 0.5,
+        period: int = 2,
         tilt: float = 3.0,
-        draws: int = 1,
-        every: int = 100,
+        gate: float = 4.0,
+        warmup: int = 20,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+        loss: Loss | None = None,
+        by: Literal["loss", "influence"] = "loss",
+        train: Data | None = None,
+        val: Data | None = None,
+        every: int = 200,
         config: InfluenceConfig | None = None,
         head: str | None = None,
+        seed: int = 0,
     ) -> None:
-        super().__init__(augmenter, model, train, val, draws=draws, every=every, config=config, head=head)
-        if not augmenter.config.tau_dropout:
-            raise ValueError("augmenter must have tau_dropout > 0 to be steered by, got 0; change its config")
+        if not 0 <= share <= 1:
+            raise ValueError(f"share must be in [0, 1], got {share}")
         if not math.isfinite(tilt):
-            raise ValueError(f"tilt must be finite, got {tilt}")
-        self.tilt = tilt
+            raise ValueError(f"tilt must be finite, got {tilt}; 0 steers nothing")
+        if not (math.isfinite(gate) and gate >= 0):
+            raise ValueError(f"gate must be a finite power >= 0, got {gate}; 0 is no gate")
+        if warmup < 0 or every < 1 or period < 1:
+            raise ValueError(
+                f"warmup must be >= 0, every and period >= 1, got {warmup}, {every} and {period}; leave them out"
+            )
+        if augmenter is not None and tilt and not augmenter.config.tau_dropout:
+            raise ValueError(
+                "augmenter must have tau_dropout > 0 to be steered, got 0; change its config, or use tilt=0"
+            )
+        self.model, self.augmenter = model, augmenter
+        self.share, self.period, self.tilt, self.gate, self.warmup = share, period, tilt, gate, warmup
+        self.mean, self.std, self.every, self.seed = mean, std, every, seed
+        self.reader = Reader(model, by=by, loss=loss, train=train, val=val, config=config, head=head)
+        self.generator = generator(seed, "steered draws", rank())
+        self.calls = 0
+        self.metrics: dict[str, float] = {}
 
-    def augment(self, images: Tensor, labels: Tensor) -> Tensor:
-        """By the snapshot as it is."""
-        steer = torch.zeros((), device=images.device)
-        for _ in range(self.draws):
-            prior = self.augmenter.trace(images, self._noise(images))
-            steer = steer + self.direction(images, labels, prior.masks)
-        logits = self.tilt * unit_rms(steer) + (0 if prior.logits is None else prior.logits)
-        masks = self.augmenter.strike(self._noise(images), logits)
-        return self.augmenter.trace(images, masks=masks).draw.apply(images)
+    @torch.no_grad()
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the batch with a share of its images augmented.
 
-    def direction(self, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
-        """In which the score rises at these masks, (B, stages, tau_dim), of root mean square 1."""
+        Args:
+            images: (B, C, H, W), floating, on the model's device.
+            labels: class indices (B,), soft labels (B, K), or what `loss` takes.
+
+        Returns:
+            (B, C, H, W), a new tensor in the dtype of `images`.
+
+        Raises:
+            ValueError: if images or labels do not fit, with what was expected, what came and what to do.
+            TypeError: if images are no floating tensor.
+        """
+        augmenter = self._augmenter_for(images)
+        if labels.shape[:1] != images.shape[:1]:
+            raise ValueError(
+                f"labels must be one per image, {images.shape[0]}, got {tuple(labels.shape)}; pass those of this batch"
+            )
+        steers = bool(self.tilt) and self.calls >= self.warmup
+        if steers and (self.calls - self.warmup) % self.every == 0:
+            self.reader.renew()
+        steers = steers and (self.calls - self.warmup) % self.period == 0
+        self.calls += 1
+        chosen = torch.randperm(images.shape[0], generator=self.generator)[: round(self.share * images.shape[0])]
+        chosen = chosen.to(images.device)
+        part = images[chosen]
+        noise = augmenter.draw_noise(part.shape[0], generator=self.generator, device=images.device)
+        if steers and part.shape[0]:
+            prior = augmenter.trace(part, noise)
+            masks = self._steer(augmenter, part, labels[chosen], prior.masks, noise)
+            drawn = augmenter.trace(part, masks=masks, strengths=prior.strengths).draw.apply(part)
+        else:
+            drawn = augmenter(part, noise)
+        out = images.clone()
+        out[chosen] = drawn
+        return out
+
+    def _steer(self, augmenter: Augmenter, images: Tensor, labels: Tensor, masks: Tensor, noise: Tensor) -> Tensor:
+        """Draw masks (B, stages, tau_dim) anew, tilted by the gradient at `masks`."""
         masks = masks.detach().requires_grad_()
         with torch.enable_grad():
-            score = self.snapshot.score(self.augmenter.trace(images, masks=masks).draw.apply(images), labels)
-            (gradient,) = torch.autograd.grad(score.sum(), masks)
-        return unit_rms(gradient)
+            trace = augmenter.trace(images, masks=masks, strengths=augmenter.strengths(noise))
+            score, probability = self.reader.score(trace.draw.apply(images), labels)
+            gradient = self.reader.gradient(score, masks)
+        logits = tilted(gradient, probability, tilt=self.tilt, gate=self.gate)
+        if trace.logits is not None:
+            logits = logits + trace.logits
+        self.metrics = {"probability": float(probability.mean()), "gate": float(probability.pow(self.gate).mean())}
+        fresh = augmenter.draw_noise(images.shape[0], generator=self.generator, device=images.device)
+        return augmenter.mask(fresh[..., : augmenter.config.tau_dim], logits.detach())
 
-    def _noise(self, images: Tensor) -> Tensor:
-        return self.augmenter.draw_noise(len(images), device=images.device)
+    def _augmenter_for(self, images: Tensor) -> Augmenter:
+        """Return the networks, made and calibrated at the first batch."""
+        if self.augmenter is None:
+            self.augmenter = prior(images, mean=self.mean, std=self.std, seed=self.seed)
+        return self.augmenter
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that an exact resume needs: the networks, the position of the draws, and s_val."""
+        made = self.augmenter
+        return {
+            "augmenter": None if made is None else {"config": made.config.to_dict(), "weights": made.state_dict()},
+            "generator": self.generator.get_state(),
+            "calls": self.calls,
+            "influence": None
+            if self.reader.influence is None
+            else [vars(self.reader.influence[0]), self.reader.influence[1]],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave; the draws to come are those that would have come."""
+        if state["augmenter"] is not None:
+            made = Augmenter(AugmenterConfig.from_dict(state["augmenter"]["config"]))
+            made.load_state_dict(state["augmenter"]["weights"])
+            self.augmenter = made.to(next(self.reader.model.parameters()).device)
+        self.generator.set_state(state["generator"].cpu())
+        self.calls = state["calls"]
+        if state["influence"] is not None:
+            head, ihvp = state["influence"]
+            self.reader.influence = Head(**head), ihvp

@@ -1,4 +1,4 @@
-"""The model card of published weights: a README.md that states the facts, or that they were not given."""
+"""Write the model card of published weights: a README.md that states the facts, or that they were not given."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from learned_aug.nets import AugmenterConfig
+from learned_aug.config import AugmenterConfig
 from learned_aug.weights.files import sha256
 
 __all__ = ["CARD_NAME", "CardFacts", "CardResult", "published", "render"]
@@ -21,22 +21,23 @@ PACKAGES = ("learned-aug", "torch", "torchvision")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CardResult:
-    """One arm of a comparison.
-
-    Attributes:
-        arm: what the classifiers were trained with.
-        error: mean test error, percent.
-        std: standard deviation over the runs, percentage points; None, and only then, for a single run.
-        runs: number of runs.
-    """
+    """States the result of one arm of a comparison."""
 
     arm: str
+    """What the classifiers were trained with."""
     error: float
+    """Mean test error, percent."""
     std: float | None
+    """Standard deviation over the runs, percentage points; None, and only then, for a single run."""
     runs: int
+    """Number of runs."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no mean of runs."""
+        """Refuse what is no mean of runs.
+
+        Raises:
+            ValueError: if `error`, `std` or `runs` is out of its range.
+        """
         spread = self.runs == 1 if self.std is None else self.std >= 0
         if not (0 <= self.error <= 100 and spread and self.runs >= 1):
             raise ValueError(
@@ -46,47 +47,47 @@ class CardResult:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What a model card says beyond the files themselves. What is not given is stated as such.
-
-    Attributes:
-        data: data set of the fit, and how it was split.
-        classifier: that the augmenter was fitted to.
-        protocol: of the measurement: schedules, seeds, what the test set was used for, the command.
-        results: test errors; put the fitted augmenter first, then its controls.
-        settings: of the fit, by name.
-        diagnostics: of the fit, :attr:`learned_aug.FitResult.diagnostics`: figures by name, for each stage.
-        cost: of the fit: time and device.
-        limits: where not to use it.
-        license: of the weights, an identifier of the Hub.
-        data_license: of the data set.
-        datasets: identifiers of the data sets on the Hub.
-        pictures: PNG files with their captions, published beside the card.
-        versions: of the packages that made the weights; by default those installed.
-    """
+    """States what a model card says beyond the files themselves; the card names as such what is not given."""
 
     data: str = UNKNOWN
+    """Data set of the fit, and how it was split."""
     classifier: str = UNKNOWN
+    """Classifier that the augmenter was fitted to."""
     protocol: str = UNKNOWN
+    """How the errors were measured: schedules, seeds, what the test set was used for, the command."""
     results: tuple[CardResult, ...] = ()
+    """Test errors: first with the fitted augmenter, then with its controls."""
     settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    """Settings of the fit by name."""
     diagnostics: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    """Figures of the fit by name, for each stage: :attr:`learned_aug.FitResult.diagnostics`."""
     cost: str = UNKNOWN
+    """Time that the fit took, and on which device."""
     limits: str = UNKNOWN
+    """Where the augmenter should not be used."""
     license: str | None = None
+    """License of the weights, an identifier of the Hub."""
     data_license: str = UNKNOWN
+    """License of the data set."""
     datasets: tuple[str, ...] = ()
+    """Identifiers of the data sets on the Hub."""
     pictures: Mapping[str | Path, str] = dataclasses.field(default_factory=dict)
+    """Captions by path of PNG files that are published beside the card."""
     versions: Mapping[str, str] | None = None
+    """Versions of the packages that made the weights; None stands for those installed."""
 
 
 def render(facts: CardFacts, config: AugmenterConfig, files: Mapping[str, bytes], source: str) -> dict[str, bytes]:
-    """The card and its pictures, by file name.
+    """Write the card and collect its pictures.
 
     Args:
-        facts: see :class:`CardFacts`.
-        config: of the augmenter.
-        files: the weight files, for their SHA-256.
+        facts: what the card says beyond the files.
+        config: configuration of the augmenter.
+        files: contents of the weight files by name; the card lists their SHA-256.
         source: what ``from_pretrained`` takes: "org/name", "./folder", or a name of ``list_pretrained``.
+
+    Returns:
+        Contents by file name: README.md and the pictures.
 
     Raises:
         ValueError: if a picture is no PNG file.
@@ -170,14 +171,14 @@ transform = v2.Compose([augment, v2.ToImage(), v2.ToDtype(torch.float32, scale=T
 
 
 def published(folder: Path, repo_id: str) -> dict[str, bytes]:
-    """The card of a folder that :func:`render` wrote and people may have edited, for a repository, and its pictures.
+    """Adapt a folder's card, which :func:`render` wrote and people may have edited, to the repository it goes to.
 
     Args:
-        folder: with a README.md; its own name in there becomes that of the repository.
-        repo_id: "org/name".
+        folder: path of a folder with a README.md, in which the folder's name becomes that of the repository.
+        repo_id: name of the repository, "org/name".
 
     Returns:
-        By file name: the card, and the PNG files beside it that it shows. Empty if there is no card.
+        Contents by file name: the card, and the PNG files beside it that it shows. Empty if there is no card.
 
     Raises:
         OSError: if a file cannot be read.
@@ -206,7 +207,7 @@ def _measured(diagnostics: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table; nothing without rows."""
+    """Write a Markdown table; without rows, nothing."""
     if not rows:
         return ""
     cells = [head, ("---",) * len(head), *rows]

@@ -1,4 +1,4 @@
-"""Weight files: ``model.safetensors`` and ``config.json``, written atomically, checked when read.
+"""Write weight files (``model.safetensors`` and ``config.json``) atomically, and check them when they are read.
 
 Nothing here builds a network or opens a connection: what is read are a configuration and tensors.
 """
@@ -15,9 +15,10 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
-from learned_aug.nets import AugmenterConfig
+from learned_aug.config import AugmenterConfig
 
 __all__ = [
     "CONFIG_NAME",
@@ -35,16 +36,35 @@ __all__ = [
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 NAMES = (CONFIG_NAME, WEIGHTS_NAME)  # the small one first: what is wrong with it is found before the other is fetched
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # of stored tensors; all are read as float32
 PICKLED = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 
 
 class WeightsError(Exception):
-    """Weights that cannot be read, fetched or published: names the file, the problem and the remedy."""
+    """Says why weights cannot be read, saved, fetched or published, and what to do about it."""
 
 
 def encode(config: AugmenterConfig, state: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """The two files, by name: the same bytes for the same weights."""
+    """Turn a configuration and a module's state into the two files; the same weights give the same bytes.
+
+    Args:
+        config: configuration that the module was built from.
+        state: tensors by name, in any of float32, float16, bfloat16 and float64; each is stored in its own dtype.
+
+    Returns:
+        Contents by file name.
+
+    Raises:
+        WeightsError: if a tensor has another dtype, or holds NaN or infinity, as :func:`parse` would refuse it.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise WeightsError(
+                f"{name} is {tensor.dtype}, and weights are stored in {_names(DTYPES)}; save them .float()"
+            )
+        if not tensor.float().isfinite().all():
+            raise WeightsError(f"{name} holds NaN or infinity (in float32); the fit diverged, fit again and save that")
     return {
         CONFIG_NAME: (json.dumps(config.to_dict(), indent=2) + "\n").encode(),
         WEIGHTS_NAME: safetensors.torch.save(tensors),
@@ -52,12 +72,16 @@ def encode(config: AugmenterConfig, state: Mapping[str, Tensor]) -> dict[str, by
 
 
 def sha256(data: bytes) -> str:
-    """64 hexadecimal digits."""
+    """Return the SHA-256 of `data`, 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def write(folder: str | PathLike[str], files: Mapping[str, bytes]) -> None:
-    """Write `files` to `folder`, made if need be; each is replaced atomically.
+    """Write files to a folder, which is made if it does not exist; each file is replaced atomically.
+
+    Args:
+        folder: path of the folder.
+        files: contents by file name.
 
     Raises:
         OSError: if the folder cannot be made or written; the files that were there stay.
@@ -69,7 +93,13 @@ def write(folder: str | PathLike[str], files: Mapping[str, bytes]) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`, or leave it as it was: temporary file beside it, flushed to disk, renamed."""
+    """Replace a file's content, or leave the file as it was.
+
+    A temporary file beside it is written, flushed to the disk, and renamed.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -86,10 +116,16 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def read(folder: str | PathLike[str]) -> dict[str, bytes]:
-    """The two files of a folder, by name.
+    """Read the two files of a folder.
+
+    Args:
+        folder: path of a folder that save_pretrained wrote.
+
+    Returns:
+        Contents by file name.
 
     Raises:
-        WeightsError: if one is missing or cannot be read.
+        WeightsError: if a file is missing or cannot be read.
     """
     files = {}
     for name in NAMES:
@@ -106,17 +142,22 @@ def read(folder: str | PathLike[str]) -> dict[str, bytes]:
 
 
 def parse(files: Mapping[str, bytes], where: str | PathLike[str]) -> tuple[AugmenterConfig, dict[str, Tensor]]:
-    """What the two files hold; `where` they come from is for the errors.
+    """Decode the two files into a configuration and tensors.
+
+    Args:
+        files: contents by file name.
+        where: folder or address that errors name.
+
+    Returns:
+        The configuration, and the tensors by name; stored floats of any precision come as float32, whatever
+        :func:`torch.get_default_dtype` says.
 
     Raises:
-        WeightsError: if one is damaged.
+        WeightsError: if a file is damaged.
     """
     path = Path(where) / CONFIG_NAME
     try:
-        values = json.loads(files[CONFIG_NAME])
-        if not isinstance(values, dict):
-            raise ValueError(f"expected a JSON object, got {type(values).__name__}")
-        config = AugmenterConfig.from_dict(values)
+        config = _config(files[CONFIG_NAME])
     except (ValueError, RecursionError) as error:
         raise WeightsError(
             f"{path} is no augmenter's configuration ({error}); write or fetch it again, or get a matching release"
@@ -135,14 +176,19 @@ def parse(files: Mapping[str, bytes], where: str | PathLike[str]) -> tuple[Augme
             f"{path} asks for {config.depth} layers, but {WEIGHTS_NAME} holds only {len(state)} tensors; "
             "write or fetch both again"
         )
-    return config, state
+    return config, {name: tensor.float() if tensor.dtype in DTYPES else tensor for name, tensor in state.items()}
 
 
 def check(state: dict[str, Tensor], expected: dict[str, Tensor], where: str | PathLike[str]) -> None:
-    """Compare names, shapes and dtypes with those of a module's state, and refuse values that are not finite.
+    """Compare tensors as :func:`parse` gives them with the state of a module that is built from the configuration.
+
+    Args:
+        state: tensors by name.
+        expected: state of the module, possibly on the meta device; only names and shapes count.
+        where: folder or address that errors name.
 
     Raises:
-        WeightsError: on the first difference.
+        WeightsError: on the first name or shape that differs, tensor that is no float, or value that is not finite.
     """
     path = Path(where) / WEIGHTS_NAME
     remedy = "the file does not belong to the config beside it: write or fetch the folder again"
@@ -151,11 +197,21 @@ def check(state: dict[str, Tensor], expected: dict[str, Tensor], where: str | Pa
     if extra := sorted(state.keys() - expected.keys()):
         raise WeightsError(f"{path} has unexpected {extra}; {remedy}")
     for name, tensor in state.items():
-        want = expected[name]
-        if tensor.shape != want.shape or tensor.dtype != want.dtype:
-            raise WeightsError(
-                f"{path}: {name} is {tuple(tensor.shape)} {tensor.dtype}, expected {tuple(want.shape)} {want.dtype}; "
-                + remedy
-            )
+        shape = expected[name].shape
+        if tensor.shape != shape:
+            raise WeightsError(f"{path}: {name} is {tuple(tensor.shape)}, expected {tuple(shape)}; {remedy}")
+        if tensor.dtype != torch.float32:
+            raise WeightsError(f"{path}: {name} is {tensor.dtype}, expected {_names(DTYPES)}; {remedy}")
         if not tensor.isfinite().all():
             raise WeightsError(f"{path}: {name} holds NaN or infinity; the fit that wrote it diverged, fit again")
+
+
+def _config(data: bytes) -> AugmenterConfig:
+    values = json.loads(data)
+    if not isinstance(values, dict):
+        raise ValueError(f"expected a JSON object, got {type(values).__name__}")
+    return AugmenterConfig.from_dict(values)
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

@@ -1,22 +1,21 @@
-"""Files of a Hub repository: fetched, verified and cached; and published.
+"""Download files of a Hub repository and check their hashes; publish files there.
 
-The client's own download waits minutes for a dead network and checks sizes alone. Weights are small, so here they are
-read into memory, with a limit on the time without progress, compared with the hash that the Hub states, and only then
-stored in the client's cache, in its layout. `huggingface_hub` is imported when first needed: it takes a while.
+`huggingface_hub` downloads and caches. Alone it waits minutes for a dead network and checks nothing but sizes, so here
+each of its calls gets a deadline, and each file is compared with its hash at every load. The client is imported when
+it is first needed, because its import takes a while.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
-import queue
 import re
-import tempfile
 import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -24,33 +23,32 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from learned_aug.weights.files import WeightsError, sha256, write_atomic
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfFileMetadata
+    from huggingface_hub import HfApi, HfFileMetadata
 
-__all__ = ["Fetched", "fetch", "push"]
+__all__ = ["Fetched", "UnreachableError", "fetch", "push"]
 
 T = TypeVar("T")
-TIMEOUT = 5.0  # seconds to connect, and for each read
-PATIENCE = 8.0  # seconds without any progress; bounds what TIMEOUT does not, as the resolution of names
-SLOWEST = 10_000  # bytes per second, once PATIENCE is over
+TIMEOUT = 5.0  # seconds for each read of an answer about a file
+PATIENCE = 8.0  # seconds for a call of the client: bounds its retries too, and the resolution of names
+SLOWEST = 1_000_000  # bytes per second that a download needs beyond PATIENCE
 UPLOAD_PATIENCE = 600.0  # seconds for a commit, whose progress is not seen
 MAX_BYTES = 2**29  # of a file; an augmenter has a few megabytes
-REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+# The client's rules, but with an organization or user always.
+REPO = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/(?=.{1,96}$)\w([\w.-]*\w)?", re.ASCII)
 COMMIT = re.compile("[0-9a-f]{40}")
-ETAG = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
-LIBRARY = "learned-aug"
 
 
-class _UnreachableError(WeightsError):
-    """No answer, or none that says anything about the file: a cached copy may stand in."""
+class UnreachableError(WeightsError):
+    """Says that no answer came, or none that tells anything about the file: a cached copy may stand in."""
 
 
 class Fetched(NamedTuple):
-    """Files of one commit."""
+    """Holds files of one commit of a repository."""
 
     commit: str
     """40 hexadecimal digits."""
     files: dict[str, bytes]
-    """By name."""
+    """Contents by file name."""
 
 
 def fetch(
@@ -62,62 +60,52 @@ def fetch(
     cache_dir: str | PathLike[str] | None = None,
     token: str | bool | None = None,
 ) -> Fetched:
-    """Files of a repository, all of one commit, from the client's cache or from the Hub.
+    """Read files of a repository, all of one commit, from the client's cache or from the Hub.
 
-    A commit that is in the cache takes no request, a branch or tag one. Every copy is compared with the hash the Hub
-    gave for it (git's SHA-1 or SHA-256) and with `pins`; a cached copy that differs is fetched once more. Where the Hub
-    cannot be reached, the cached copy of a branch or tag serves, with a warning unless in offline mode.
+    A commit that is in the cache takes no request, a branch or tag takes one. Every copy is compared with the hash that
+    the Hub gave for it (git's SHA-1 or SHA-256) and with `pins`; a cached copy that differs is downloaded once more.
+    Where the Hub cannot be reached, the cached commit of a branch or tag serves, with a warning unless in offline mode.
 
     Args:
-        repo_id: "org/name".
-        names: of the files.
-        revision: branch, tag or commit of 40 hexadecimal digits; by default "main".
-        pins: SHA-256 by file name, where known beforehand.
-        cache_dir: by default the client's own.
-        token: a token, False for none; by default the one of ``hf auth login``.
+        repo_id: name of the repository, "org/name".
+        names: file names, without folders.
+        revision: branch, tag, or commit of 40 hexadecimal digits; by default "main".
+        pins: expected SHA-256 by file name, where known beforehand.
+        cache_dir: folder of downloads; by default the client's own.
+        token: a token, or False for none; by default the one of ``hf auth login``.
 
     Raises:
-        WeightsError: if a file cannot be had as it should be; nothing incomplete is left behind.
+        UnreachableError: if the Hub cannot be reached, and the cache does not have the files.
+        WeightsError: if a file cannot be had for another reason, or differs from its hash.
         ValueError: if `repo_id` or `revision` is no possible name.
     """
+    from huggingface_hub import constants
+
     revision = "main" if revision is None else revision
     if not revision or ".." in revision or revision.startswith("/"):
         raise ValueError(f"revision must be a branch, a tag or a commit of 40 hexadecimal digits, got {revision!r}")
-    _check_repo(repo_id)
-    pins = {} if pins is None else pins
-    cache = _Cache(repo_id, cache_dir)
-    known: dict[str, HfFileMetadata] = {}
+    folder = Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir)
+    try:
+        repo = _Repo(repo_id, _api(repo_id, token), folder.expanduser())
+    except RuntimeError as error:
+        raise WeightsError(f"{repo_id}: no home directory for {folder}; set HF_HOME, or pass cache_dir=") from error
     commit = revision
     if not COMMIT.fullmatch(revision):
         try:
-            known[names[0]] = metadata = _head(repo_id, names[0], revision, token)
-            commit = str(metadata.commit_hash)
-        except _UnreachableError as error:
-            cached_commit = cache.commit(revision)
-            if cached_commit is None:
+            commit = str(repo.head(names[0], revision).commit_hash)
+        except UnreachableError as error:
+            if (cached := repo.cached(names[0], revision)) is None:
                 raise
-            commit = cached_commit
-            if not _offline():
+            commit = cached.parent.name
+            if not constants.HF_HUB_OFFLINE:
                 warnings.warn(f"{error}. Using the cached commit {commit}.", stacklevel=4)
-    files = {}
-    for name in names:
-        cached = cache.read(commit, name)
-        if cached is not None and _fault(cached.data, cached.etag, pins.get(name)) is None:
-            files[name] = cached.data
-            continue
-        try:
-            metadata = known[name] if name in known else _head(repo_id, name, commit, token)
-            files[name] = data = _download(repo_id, name, metadata, pins.get(name), token)
-        except _UnreachableError as error:
-            if cached is None:
-                raise
-            raise WeightsError(
-                f"{cached.path} is damaged; fetch it again when the Hub can be reached: {error}"
-            ) from error
-        cache.write(commit, name, data, metadata.etag)
-    if commit != revision:
-        cache.point(revision, commit)
-    return Fetched(commit, files)
+    fetched = Fetched(commit, {name: repo.read(name, commit, (pins or {}).get(name)) for name in names})
+    if commit != revision and (path := repo.cached(names[0], commit)) is not None:
+        with contextlib.suppress(OSError):  # a cache on a read-only disk still serves those who name the commit
+            reference = path.parents[2] / "refs" / revision  # where the client keeps it, too
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(reference, commit.encode())
+    return fetched
 
 
 def push(
@@ -130,300 +118,191 @@ def push(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> str:
-    """Publish files as one commit; the repository and the branch are made if need be.
+    """Publish files as one commit; repository and branch are made if they do not exist.
 
     Args:
-        repo_id: "org/name".
-        files: by name.
-        message: of the commit.
+        repo_id: name of the repository, "org/name".
+        files: contents by file name.
+        message: first line of the commit.
         defaults: files that are written only where the repository has none of that name.
-        private: whether the repository is; by default that of the account for a new one, as it is for an old one.
-        revision: branch, by default "main".
-        token: as for :func:`fetch`.
+        private: whether the repository is private; by default as it is, or the account's setting for a new one.
+        revision: branch to write to; by default "main".
+        token: a token; by default the one of ``hf auth login``.
 
     Returns:
         The commit, 40 hexadecimal digits: what to pin as ``revision=``.
 
     Raises:
-        WeightsError: if the Hub refuses, fails or does not answer, or `private` does not describe the repository there.
+        WeightsError: if the Hub refuses, fails or does not answer, or if `private` is not what the repository is.
         ValueError: if `repo_id` is no possible name.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd
 
-    _check_repo(repo_id)
-    api = HfApi(token=token, library_name=LIBRARY)
-    wanted = dict(files)
-
-    def prepare() -> Iterator[None]:
-        """One request a step."""
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        yield
-        if private is not None and bool(api.model_info(repo_id).private) != private:
-            raise WeightsError(
-                f"{repo_id} exists and is {'public' if private else 'private'}, but private={private} was asked for; "
-                "change its visibility on the Hub, or take another name"
-            )
-        yield
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        for name, data in ({} if defaults is None else defaults).items():
-            yield
-            if not api.file_exists(repo_id, name, revision=revision):
-                wanted.setdefault(name, data)
+    api, wanted = _api(repo_id, token), dict(files)
+    ask = functools.partial(_ask, f"{repo_id} at {revision or 'main'}", instead="or keep them with save_pretrained")
 
     def commit() -> str:
         operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in wanted.items()]
-        try:
-            return str(api.create_commit(repo_id, operations, commit_message=message, revision=revision).oid)
-        except RuntimeError as error:  # the client's wrapper of what stopped an upload
-            raise error.__cause__ or error from None
+        return str(api.create_commit(repo_id, operations, commit_message=message, revision=revision).oid)
 
-    with _explained(repo_id, None, revision):
-        for _ in _watched(PATIENCE, prepare()):
-            pass
-        return _within(UPLOAD_PATIENCE, commit)
+    ask(PATIENCE, lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+    if private is not None and bool(ask(PATIENCE, lambda: api.model_info(repo_id)).private) != private:
+        raise WeightsError(
+            f"{repo_id} exists and is {'public' if private else 'private'}, but private={private} was asked for; "
+            "change its visibility on the Hub, or take another name"
+        )
+    if revision is not None:
+        ask(PATIENCE, functools.partial(api.create_branch, repo_id, branch=revision, exist_ok=True))
+    for name, data in (defaults or {}).items():
+        if not ask(PATIENCE, functools.partial(api.file_exists, repo_id, name, revision=revision)):
+            wanted.setdefault(name, data)
+    return ask(UPLOAD_PATIENCE, commit)
 
 
-def _check_repo(repo_id: str) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+def _api(repo_id: str, token: str | bool | None) -> HfApi:
+    from huggingface_hub import HfApi
 
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no name of a Hub repository ({error}); write it 'org/name'") from error
     if not REPO.fullmatch(repo_id):
         raise ValueError(f"a Hub repository is named 'org/name', got {repo_id!r}; put your user name before it")
+    return HfApi(token=token, library_name="learned-aug")
 
 
-def _offline() -> bool:
-    from huggingface_hub import constants
+class _Repo(NamedTuple):
+    """Reads files of one repository."""
 
-    return constants.HF_HUB_OFFLINE
+    repo_id: str
+    api: HfApi
+    cache: Path
 
+    def read(self, name: str, commit: str, pin: str | None) -> bytes:
+        """Return a file from the cache, else from the Hub, once it agrees with its hashes.
 
-def _head(repo_id: str, name: str, revision: str, token: str | bool | None) -> HfFileMetadata:
-    """What the Hub says about a file, in one request."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        Raises:
+            UnreachableError: if the file is not in the cache, and the Hub cannot be reached.
+            WeightsError: if the file cannot be had for another reason, or differs from its hashes.
+        """
+        cached, label = self.cached(name, commit), f"{self.repo_id}/{name} at {commit}"
+        if cached is not None:
+            with contextlib.suppress(OSError):  # a copy that cannot be read is as good as none
+                data = cached.read_bytes()
+                # The link leads to blobs/<hash>; a disk without symbolic links does not tell the Hub's hash.
+                if _fault(data, Path(os.readlink(cached)).name if cached.is_symlink() else None, pin) is None:
+                    return data
 
-    with _explained(repo_id, name, revision):
-        url = hf_hub_url(repo_id, name, revision=revision)
-        metadata = _within(
-            PATIENCE, lambda: get_hf_file_metadata(url, token=token, timeout=TIMEOUT, library_name=LIBRARY)
-        )
-    label = f"{repo_id}/{name} at {revision}"
-    if metadata.commit_hash is None or metadata.etag is None or not COMMIT.fullmatch(metadata.commit_hash):
-        raise _UnreachableError(
-            f"{label}: {url} does not answer as a Hub does; check HF_ENDPOINT, and whether a proxy or a login page is "
-            "in between"
-        )
-    if COMMIT.fullmatch(revision) and metadata.commit_hash != revision:
-        raise WeightsError(
-            f"{label}: the Hub answered with commit {metadata.commit_hash}; check HF_ENDPOINT, try again"
-        )
-    if metadata.size is not None and metadata.size > MAX_BYTES:
-        raise WeightsError(
-            f"{label} has {metadata.size} bytes, more than any augmenter ({MAX_BYTES}); check the repository's name"
-        )
-    return metadata
+        def load(force: bool) -> bytes:
+            if force and (old := self.cached(name, commit)) is not None and not old.is_symlink():
+                old.unlink(missing_ok=True)  # the client replaces what a link leads to, but no plain file
+            path = self.api.hf_hub_download(
+                self.repo_id, name, revision=commit, cache_dir=self.cache, etag_timeout=TIMEOUT, force_download=force
+            )
+            data = Path(path).read_bytes()
+            if fault := _fault(data, metadata.etag, pin):
+                raise OSError(fault)
+            return data
 
+        def download() -> bytes:
+            try:
+                return load(force=cached is not None)
+            except OSError:  # half a file, or another commit's, that the cache had and the client took for good
+                return load(force=True)
 
-def _download(repo_id: str, name: str, metadata: HfFileMetadata, pin: str | None, token: str | bool | None) -> bytes:
-    from huggingface_hub import get_session, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+        try:
+            metadata = self.head(name, commit)
+            return _ask(label, PATIENCE + (metadata.size or 0) / SLOWEST, download)
+        except UnreachableError as error:
+            if cached is None:
+                raise
+            raise WeightsError(f"{cached} is damaged; fetch it again when the Hub can be reached: {error}") from error
 
-    commit = str(metadata.commit_hash)
+    def cached(self, name: str, revision: str) -> Path | None:
+        """Return where the cache has a file of a commit, or of the one that a branch or tag had when last seen."""
+        from huggingface_hub import try_to_load_from_cache
 
-    def chunks() -> Iterator[bytes]:
-        url = hf_hub_url(repo_id, name, revision=commit)
-        headers = build_hf_headers(token=token, library_name=LIBRARY)
-        session = get_session()
-        with session.stream("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True) as response:
-            hf_raise_for_status(response)
-            yield from response.iter_bytes()
+        with contextlib.suppress(OSError, ValueError):  # such as a reference that is no text
+            found = try_to_load_from_cache(self.repo_id, name, cache_dir=self.cache, revision=revision)
+            if isinstance(found, str) and COMMIT.fullmatch(Path(found).parent.name):
+                return Path(found)
+        return None
 
-    data, begin = bytearray(), time.monotonic()
-    limit = MAX_BYTES if metadata.size is None else metadata.size
-    with _explained(repo_id, name, commit):
-        for chunk in _watched(PATIENCE, chunks()):
-            data += chunk
-            if len(data) > limit:
-                break
-            if len(data) < SLOWEST * (time.monotonic() - begin - PATIENCE):
-                raise TimeoutError(f"slower than {SLOWEST} bytes per second")
-    found = f"{repo_id}/{name} at {commit} came with"
-    if len(data) > limit or len(data) < (metadata.size or 0):
-        more = " or more" if len(data) > limit else ""
-        raise WeightsError(
-            f"{found} {len(data)}{more} bytes, expected {limit}; try again, or check for a proxy in between"
-        )
-    if (fault := _fault(bytes(data), metadata.etag, pin)) is not None:
-        raise WeightsError(f"{found} {fault}; try again, or check for a proxy in between")
-    return bytes(data)
+    def head(self, name: str, revision: str) -> HfFileMetadata:
+        """Ask for a file's commit, hash and size: the client's download hides most of what may go wrong.
+
+        Raises:
+            UnreachableError: if there is no answer, or it is not that of a Hub.
+            WeightsError: if the Hub refuses, or the file is too large.
+        """
+        from huggingface_hub import hf_hub_url
+
+        label, url = f"{self.repo_id}/{name} at {revision}", hf_hub_url(self.repo_id, name, revision=revision)
+        metadata = _ask(label, PATIENCE, lambda: self.api.get_hf_file_metadata(url=url, timeout=TIMEOUT))
+        commit = metadata.commit_hash or ""
+        if metadata.etag is None or not COMMIT.fullmatch(commit) or (COMMIT.fullmatch(revision) and commit != revision):
+            raise UnreachableError(
+                f"{label}: {url} does not answer as a Hub does, with commit {commit!r} and hash {metadata.etag!r}; "
+                "check HF_ENDPOINT, and for a proxy or a login page"
+            )
+        if (size := metadata.size or 0) > MAX_BYTES:
+            raise WeightsError(f"{label} has {size} bytes, more than any augmenter; check the repository's name")
+        return metadata
 
 
 def _fault(data: bytes, etag: str | None, pin: str | None) -> str | None:
-    """How `data` differs from what its hashes say; None if it does not."""
+    """Say how `data` differs from its hashes; None if it does not, or if no hash of a known kind is given."""
     if pin is not None and (got := sha256(data)) != pin:
         return f"SHA-256 {got}, expected {pin}"
-    if etag is None or not ETAG.fullmatch(etag):
-        return None  # no hash that we know
     git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
     # The Hub states git's SHA-1, for large files SHA-256; mirrors may state the plain SHA-1.
-    if etag in (git, sha256(data), hashlib.sha1(data).hexdigest()):
+    if etag is None or len(etag) not in (40, 64) or etag in (git, sha256(data), hashlib.sha1(data).hexdigest()):
         return None
     return f"hash {git if len(etag) == 40 else sha256(data)}, expected {etag}"
 
 
-class _Cached(NamedTuple):
-    path: Path
-    data: bytes
-    etag: str | None
-    """Known where the file system has symbolic links."""
-
-
-class _Cache:
-    """The client's cache of a repository.
-
-    snapshots/<commit>/<name> links to blobs/<etag>, and refs/<branch> holds a commit.
-    """
-
-    def __init__(self, repo_id: str, cache_dir: str | PathLike[str] | None) -> None:
-        from huggingface_hub import constants
-
-        root = Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser()
-        self.folder = root / f"models--{repo_id.replace('/', '--')}"
-
-    def commit(self, revision: str) -> str | None:
-        """The commit that a branch or tag had when last seen."""
-        try:
-            text = (self.folder / "refs" / revision).read_text().strip()
-        except (OSError, UnicodeDecodeError):
-            return None
-        return text if COMMIT.fullmatch(text) else None
-
-    def read(self, commit: str, name: str) -> _Cached | None:
-        path = self.folder / "snapshots" / commit / name
-        try:
-            return _Cached(path, path.read_bytes(), Path(os.readlink(path)).name if path.is_symlink() else None)
-        except OSError:
-            return None
-
-    def write(self, commit: str, name: str, data: bytes, etag: str | None) -> None:
-        blob = self.folder / "blobs" / (etag if etag is not None and ETAG.fullmatch(etag) else sha256(data))
-        path = self.folder / "snapshots" / commit / name
-        with self._writing():
-            blob.parent.mkdir(parents=True, exist_ok=True)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(blob, data)
-            # A link cannot replace another: it is made under a name of its own and renamed.
-            with tempfile.TemporaryDirectory(prefix=".link.", dir=path.parent) as folder:
-                link = Path(folder) / name
-                try:
-                    link.symlink_to(Path("..", "..", "blobs", blob.name))
-                except OSError:  # not on this file system: the client, too, keeps a plain file then
-                    link = blob
-                os.replace(link, path)
-
-    def point(self, revision: str, commit: str) -> None:
-        path = self.folder / "refs" / revision
-        if self.commit(revision) != commit:
-            with self._writing():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(path, commit.encode())
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """A cache that cannot be written, as on a full or read-only disk, costs a download each time, no more."""
-        try:
-            yield
-        except OSError as error:
-            warnings.warn(f"{self.folder} cannot be written ({error}): nothing is cached; set cache_dir=", stacklevel=6)
-
-
-@contextlib.contextmanager
-def _explained(repo_id: str, name: str | None, revision: str | None) -> Iterator[None]:
-    """Turn what the client raises into a WeightsError that names file, problem and remedy."""
-    from huggingface_hub import constants, errors
-
-    label = f"{repo_id}{'' if name is None else '/' + name} at {'main' if revision is None else revision}"
-    login = "log in with `hf auth login`, or pass token="
-    instead = "or keep the weights with save_pretrained" if name is None else "or give a local folder as './folder'"
-    try:
-        yield
-    except WeightsError:
-        raise
-    except errors.OfflineModeIsEnabled as error:
-        problem = "cannot be published" if name is None else "is not in the cache, and cannot be fetched"
-        raise _UnreachableError(f"{label} {problem} while HF_HUB_OFFLINE is set; unset it, {instead}") from error
-    except errors.LocalTokenNotFoundError as error:
-        raise WeightsError(f"{label}: token=True, but none is stored; {login}") from error
-    except errors.GatedRepoError as error:
-        raise WeightsError(
-            f"{label}: access is granted one by one; ask for it on {constants.ENDPOINT}/{repo_id}, and {login}"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise WeightsError(f"{label}: no such repository, or a private one; check the name, or {login}") from error
-    except errors.RevisionNotFoundError as error:
-        raise WeightsError(
-            f"{label}: the repository has no such branch, tag or commit; see "
-            f"{constants.ENDPOINT}/{repo_id}/commits/main"
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise WeightsError(
-            f"{label}: the repository has no such file, so it holds no augmenter that can be read (pickled weights "
-            "never are); give one that push_to_hub wrote"
-        ) from error
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        if status == 401:
-            raise WeightsError(f"{label}: the token is not valid (401); {login}") from error
-        if status == 403:
-            raise WeightsError(f"{label}: the token does not permit this (403); {login} that does") from error
-        if status == 429 or status >= 500:
-            raise _UnreachableError(f"{label}: the Hub failed ({status}); try again in a while") from error
-        raise WeightsError(f"{label}: the Hub refused ({status}: {_first_line(error)}); check the name") from error
-    except Exception as error:  # the client's transport errors are no OSError, and their package depends on its version
-        raise _UnreachableError(
-            f"{label}: {constants.ENDPOINT} could not be reached or did not answer ({_first_line(error)}); check the "
-            f"network, the proxy and HF_ENDPOINT, {instead}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _within(seconds: float, call: Callable[[], T]) -> T:
-    """The result of `call`, which is abandoned after `seconds`."""
-    return next(_watched(seconds, (call() for _ in range(1))))
-
-
-def _watched(seconds: float, items: Iterator[T]) -> Iterator[T]:
-    """`items`, drawn in a thread that is abandoned when the next one takes longer than `seconds`.
+def _ask(label: str, seconds: float, call: Callable[[], T], instead: str = "or give a local folder as './folder'") -> T:
+    """Return what a call of the client returns, or abandon it to its thread after `seconds`.
 
     The client's own limits leave out the resolution of names, and start anew with each byte of a header.
+
+    Raises:
+        WeightsError: with `label`, problem and remedy, for whatever goes wrong.
     """
-    results: queue.SimpleQueue[tuple[T] | BaseException | None] = queue.SimpleQueue()
-    abandoned = threading.Event()
+    from huggingface_hub import constants, errors
 
-    def draw() -> None:
+    result: futures.Future[T] = futures.Future()
+
+    def run() -> None:
         try:
-            for item in items:
-                if abandoned.is_set():
-                    break
-                results.put((item,))
-            results.put(None)
-        except BaseException as error:  # of any kind: it is raised again below, in the caller's thread
-            results.put(error)
+            result.set_result(call())
+        except BaseException as error:  # of any kind: it is raised in the caller's thread
+            result.set_exception(error)
 
-    threading.Thread(target=draw, daemon=True).start()
+    threading.Thread(target=run, daemon=True).start()
     try:
-        while (result := results.get(timeout=seconds)) is not None:
-            if isinstance(result, BaseException):
-                raise result
-            yield result[0]
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
-    finally:
-        abandoned.set()
+        return result.result(timeout=seconds)
+    except futures.TimeoutError:
+        error: BaseException = RuntimeError(f"no answer within {seconds:.3g} s")
+    except Exception as raised:
+        wrapper = isinstance(raised, (errors.LocalEntryNotFoundError, ValueError, RuntimeError))  # of the client
+        error = (wrapper and not isinstance(raised, errors.HfHubHTTPError) and raised.__cause__) or raised
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
+    why, login = next(iter(str(error).splitlines()), type(error).__name__), "run `hf auth login`, or pass token="
+    fits = functools.partial(isinstance, error)
+    offline, failed = fits(errors.OfflineModeIsEnabled), status == 429 or status >= 500
+    network = f"check network (on a slow line, `hf download` first), proxy and HF_ENDPOINT, {instead}"
+    problems = (  # the first that holds, with its remedy; the client's transport errors are no OSError
+        (offline, "out of reach while HF_HUB_OFFLINE is set", f"unset it, {instead}"),
+        (fits(errors.LocalTokenNotFoundError), "token=True, but none is stored", login),
+        (fits(errors.GatedRepoError), "access is granted one by one", f"ask on the repository's page, and {login}"),
+        (fits(errors.RepositoryNotFoundError), "no such repository, or a private one", f"check the name, or {login}"),
+        (fits(errors.RevisionNotFoundError), "no such branch, tag or commit", "see the repository's page for those"),
+        (fits(errors.EntryNotFoundError), "no such file (pickled ones are never read)", "name what push_to_hub wrote"),
+        (failed, f"the Hub failed ({status})", "try again in a while"),
+        (status == 401, "the token is not valid (401)", login),
+        (status == 403, "the token does not permit this (403)", login),
+        (status > 0, f"the Hub refused ({status}: {why})", "check the name"),
+        (getattr(error, "errno", None), f"the cache failed ({why})", "set HF_HOME, or pass cache_dir="),
+        (fits(OSError), f"came damaged ({why})", "try again, or check for a proxy in between"),
+        (True, f"{constants.ENDPOINT} could not be reached or did not answer ({why})", network),
+    )
+    what, remedy = next((what, remedy) for holds, what, remedy in problems if holds)
+    kind = UnreachableError if offline or failed or remedy is network else WeightsError
+    raise kind(f"{label}: {what}; {remedy}") from error

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from os import PathLike
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import nn
 
-from learned_aug.nets import AugmenterConfig
+from learned_aug.config import AugmenterConfig
 from learned_aug.weights import files as weights
 from learned_aug.weights import hub, registry
 from learned_aug.weights.card import CardFacts, render
@@ -32,14 +31,18 @@ class PretrainedMixin(nn.Module):
         Each file is replaced atomically: a failure leaves the old one, or none.
 
         Args:
-            folder: a path; no Hub name, see :meth:`push_to_hub`.
-            card: write a model card, too, which states these facts.
+            folder: what :meth:`from_pretrained` reads again: a path object, "local-dir:PATH", or a string that begins
+                with "./", "../", "/" or "~".
+            card: facts for a model card, which is written too.
 
         Raises:
+            ValueError: if `from_pretrained` would take the string for anything but a local folder.
+            WeightsError: if the weights are no floats, or not finite.
             OSError: if the folder cannot be written.
         """
+        folder = registry.local_folder(folder)
         files = weights.encode(self.config, self.state_dict())
-        extra = {} if card is None else render(card, self.config, files, f"./{Path(folder).name}")
+        extra = {} if card is None else render(card, self.config, files, f"./{folder.name}")
         weights.write(folder, {**files, **extra})
 
     def push_to_hub(
@@ -95,7 +98,7 @@ class PretrainedMixin(nn.Module):
 
         Args:
             source: a name of :func:`learned_aug.list_pretrained`; "org/name" or "hf-hub:org/name", a Hub repository; a
-                path object, or a string that begins with "./", "../", "/" or "~", a local folder.
+                path object, "local-dir:PATH", or a string that begins with "./", "../", "/" or "~", a local folder.
             revision: branch, tag or commit of a Hub repository; by default "main". Pin the commit for what must not
                 change: 40 hexadecimal digits, read from the cache without a request.
             cache_dir: of Hub downloads; by default the Hub client's own.
@@ -112,6 +115,7 @@ class PretrainedMixin(nn.Module):
         except (RuntimeError, OverflowError) as error:
             raise WeightsError(f"{where} asks for networks that cannot be built ({error}); fetch it again") from error
         weights.check(state, expected, where)
-        module = cls(config)
+        with torch.random.fork_rng(devices=[]):  # the initial weights, which are not kept, draw from it
+            module = cls(config)
         module.load_state_dict(state)
         return module

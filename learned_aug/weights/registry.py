@@ -1,57 +1,66 @@
-"""Names of weights: the pretrained ones of this release, Hub repositories, and local folders."""
+"""Find weights by name: the pretrained ones of this release, Hub repositories, and local folders.
+
+:func:`resolve` holds the rule that both from_pretrained and save_pretrained follow.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.resources
 import re
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
-from learned_aug.nets import AugmenterConfig
+from learned_aug.config import AugmenterConfig
 from learned_aug.weights import files as weights
 from learned_aug.weights import hub
 from learned_aug.weights.files import CONFIG_NAME, WEIGHTS_NAME, WeightsError
 
-__all__ = ["PRETRAINED", "HubRepo", "Pretrained", "list_pretrained", "load", "resolve"]
+__all__ = ["PRETRAINED", "HubRepo", "Pretrained", "list_pretrained", "load", "local_folder", "resolve"]
 
 LOCAL = ("./", "../", "/", "~")
+HUB_PREFIX, LOCAL_PREFIX = "hf-hub:", "local-dir:"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """One set of weights of this release.
-
-    Attributes:
-        name: what ``from_pretrained`` takes.
-        data: data set of the fit.
-        classifier: that it was fitted to.
-        bytes: of both files.
-        license: of the weights.
-        error: test error of classifiers retrained with it, beside its controls, with spread and number of runs.
-        config_sha256: of config.json.
-        weights_sha256: of model.safetensors.
-        repo_id: where it is published, "org/name"; None if it only comes with the package.
-        revision: the commit there, 40 hexadecimal digits; None, and only then, without `repo_id`.
-    """
+    """Describes one set of weights of this release."""
 
     name: str
+    """What ``from_pretrained`` takes."""
     data: str
+    """Data set of the fit."""
     classifier: str
+    """Classifier that the augmenter was fitted to."""
     bytes: int
+    """Size of both files together."""
     license: str
-    error: str
+    """License of the weights."""
+    errors: Mapping[str, float] = dataclasses.field(hash=False)
+    """Mean test error in percent of classifiers retrained with each arm: first these weights, then their controls."""
+    seeds: int
+    """Number of classifiers retrained per arm; 0, and only then, without `errors`."""
     config_sha256: str
+    """SHA-256 of config.json."""
     weights_sha256: str
+    """SHA-256 of model.safetensors."""
     repo_id: str | None = None
+    """Hub repository that publishes the weights, "org/name"; None if they only come with the package."""
     revision: str | None = None
+    """Commit of `repo_id`, 40 hexadecimal digits; None, and only then, without `repo_id`."""
 
     def __post_init__(self) -> None:
-        """Refuse an entry that could not be found, or whose files could be exchanged."""
+        """Refuse an entry that could not be found, or whose files could be exchanged.
+
+        Raises:
+            ValueError: if a field is not of its form.
+        """
         patterns = {
             "name": r"[a-z0-9][a-z0-9.-]*",
             "repo_id": hub.REPO.pattern,
@@ -64,16 +73,23 @@ class Pretrained:
         for field, pattern in patterns.items():
             if not re.fullmatch(pattern, getattr(self, field) or ""):
                 raise ValueError(f"{field} must match {pattern}, got {getattr(self, field)!r}")
+        if not all(0 <= error <= 100 for error in self.errors.values()):
+            raise ValueError(f"errors must be in [0, 100] percent, got {dict(self.errors)}")
+        if self.seeds < 0 or (self.seeds > 0) != bool(self.errors):
+            raise ValueError(f"seeds must count the runs of `errors`, 0 without any, got {self.seeds}")
 
     def __str__(self) -> str:
-        """One line."""
-        return (
-            f"{self.name}: {self.data}, {self.classifier}, {self.error}, {self.bytes / 2**20:.1f} MiB, {self.license}"
-        )
+        """Describe the weights in one line."""
+        error = "test error not measured"
+        if self.errors:
+            (_, own), *controls = self.errors.items()
+            beside = ", ".join(f"{arm} {figure:.2f} %" for arm, figure in controls)
+            error = f"test error {own:.2f} %{f' ({beside})' if beside else ''} over {self.seeds} seeds"
+        return f"{self.name}: {self.data}, {self.classifier}, {error}, {self.bytes / 2**20:.1f} MiB, {self.license}"
 
     @property
     def pins(self) -> dict[str, str]:
-        """SHA-256 by file name."""
+        """Return the SHA-256 of each file, by name."""
         return {CONFIG_NAME: self.config_sha256, WEIGHTS_NAME: self.weights_sha256}
 
 
@@ -84,7 +100,8 @@ PRETRAINED: tuple[Pretrained, ...] = (
         classifier="4-layer CNN of width 16",
         bytes=904853,
         license="Apache-2.0",
-        error="test error 3.23 % (untrained control 3.13 %, crop 3.39 %)",
+        errors={"fitted": 3.23, "untrained control": 3.13, "crop": 3.39},
+        seeds=20,
         config_sha256="5986f783188e6536603f106f345386f6aa9e409fee8730909fcbaeac33f6400e",
         weights_sha256="db24f499a7c3e635f98a95ad7e4ff0ace1062f0b369f6e0d2a3443258c8f0d9d",
     ),
@@ -94,7 +111,8 @@ PRETRAINED: tuple[Pretrained, ...] = (
         classifier="ResNet-56",
         bytes=990149,
         license="Apache-2.0",
-        error="test error 47.67 % (untrained control 48.35 %, crop + flip 49.16 %)",
+        errors={"fitted": 47.67, "untrained control": 48.35, "crop + flip": 49.16},
+        seeds=3,
         config_sha256="e5afe140501181b6bb325dd1256ce204f26a2392fa5af5bd4db5aa1145cff476",
         weights_sha256="20662eac575463ba7468e0056a47aebe2153eed12a2645f4f8f178b413882fcc",
     ),
@@ -104,7 +122,8 @@ PRETRAINED: tuple[Pretrained, ...] = (
         classifier="Wide-ResNet-10-2",
         bytes=990149,
         license="Apache-2.0",
-        error="test error 40.17 % (untrained control 40.41 %, crop + flip 41.05 %)",
+        errors={"fitted": 40.17, "untrained control": 40.41, "crop + flip": 41.05},
+        seeds=3,
         config_sha256="e5afe140501181b6bb325dd1256ce204f26a2392fa5af5bd4db5aa1145cff476",
         weights_sha256="c96516aced599d443f1b9180265c4af7fbc698df787f2050b8f6e4da400c5c2c",
     ),
@@ -113,35 +132,47 @@ PRETRAINED: tuple[Pretrained, ...] = (
 
 
 class HubRepo(NamedTuple):
-    """A Hub repository, at a branch, tag or commit; None is its main branch."""
+    """Names a Hub repository at one of its revisions."""
 
     repo_id: str
+    """Name, "org/name"."""
     revision: str | None
+    """Branch, tag or commit; None is the main branch."""
 
 
 def list_pretrained() -> list[Pretrained]:
-    """The weights that ``from_pretrained`` knows by name, each with data set, classifier, size, license and error."""
+    """List the weights that ``from_pretrained`` knows by name, with data set, classifier, test errors and license."""
     return list(PRETRAINED)
 
 
 def resolve(source: str | PathLike[str], *, revision: str | None = None) -> Path | Pretrained | HubRepo:
-    """What a name stands for; looks at the name alone, so that no file or folder can change its meaning.
+    """Tell what a name of weights stands for.
+
+    No file or folder changes the meaning of a string: one that could mean the Hub and a folder is refused.
 
     Args:
-        source: a bare name, of :func:`list_pretrained` alone; "org/name" or "hf-hub:org/name", a Hub repository; a
-            path object, or a string that begins with "./", "../", "/" or "~", a local folder.
-        revision: for a Hub repository only.
+        source: a name of :func:`list_pretrained`; "org/name" or "hf-hub:org/name" for a Hub repository; a path object,
+            "local-dir:PATH", or a string that begins with "./", "../", "/" or "~" for a local folder.
+        revision: branch, tag or commit, for a Hub repository only.
 
     Raises:
-        ValueError: for any other name, and for a `revision` where there is none.
+        ValueError: for any other string, for "org/name" while there is a folder of that name, and for a `revision`
+            where there is none.
     """
     known = {entry.name: entry for entry in PRETRAINED}
     found: Path | Pretrained
-    if not isinstance(source, str) or source.startswith(LOCAL):
-        found = Path(source).expanduser()
+    if not isinstance(source, str) or source.startswith(LOCAL) or source in (".", "..") or Path(source).is_absolute():
+        found = _expanded(source)
+    elif source.startswith(LOCAL_PREFIX) and source != LOCAL_PREFIX:
+        found = _expanded(source.removeprefix(LOCAL_PREFIX))
     elif source in known:
         found = known[source]
-    elif hub.REPO.fullmatch(repo_id := source.removeprefix("hf-hub:")):
+    elif hub.REPO.fullmatch(repo_id := source.removeprefix(HUB_PREFIX)):
+        if source == repo_id and Path(source).exists():
+            raise ValueError(
+                f"{source!r} could mean a Hub repository, and there is such a folder; write '{HUB_PREFIX}{source}' or "
+                f"'./{source}'"
+            )
         return HubRepo(repo_id, revision)
     else:
         close = difflib.get_close_matches(source, known)
@@ -159,6 +190,33 @@ def resolve(source: str | PathLike[str], *, revision: str | None = None) -> Path
     return found
 
 
+def local_folder(folder: str | PathLike[str]) -> Path:
+    """Return the folder that ``save_pretrained(folder)`` writes: the one that ``from_pretrained(folder)`` reads.
+
+    Args:
+        folder: a path object, "local-dir:PATH", or a string that begins with "./", "../", "/" or "~".
+
+    Raises:
+        ValueError: if `from_pretrained` would take the string for anything but a local folder.
+    """
+    with contextlib.suppress(ValueError):
+        if isinstance(found := resolve(folder), Path):
+            return found
+    raise ValueError(
+        f"from_pretrained({folder!r}) would not read a local folder {folder!r}; save to './{folder}' or to a Path "
+        "(push_to_hub publishes)"
+    )
+
+
+def _expanded(path: str | PathLike[str]) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{str(path)!r} names a home directory, and there is none ({error}); write the path"
+        ) from error
+
+
 def load(
     source: str | PathLike[str],
     *,
@@ -166,17 +224,23 @@ def load(
     cache_dir: str | PathLike[str] | None = None,
     token: str | bool | None = None,
 ) -> tuple[AugmenterConfig, dict[str, Tensor], str]:
-    """Read the weights that `source` names, as :func:`resolve` says, verified where a hash is known.
+    """Read the weights that `source` names, as :func:`resolve` says, and verify them where a hash is known.
 
     Pretrained weights are read from the copy that came with the package, without any connection, else from the cache,
     else from their commit on the Hub; each time they are compared with the SHA-256 of this release.
 
+    Args:
+        source: a name, a Hub repository or a folder, as :func:`resolve` takes it.
+        revision: branch, tag or commit of a Hub repository; by default "main".
+        cache_dir: folder of Hub downloads; by default the client's own.
+        token: token for private repositories; by default the one of ``hf auth login``.
+
     Returns:
-        The configuration, the tensors, and where they came from, for errors.
+        The configuration, the tensors in float32, and where they came from, for errors.
 
     Raises:
         ValueError: if `source` is no name of weights.
-        WeightsError: if they cannot be had, or are damaged.
+        WeightsError: if the weights cannot be had, or are damaged.
     """
     found = resolve(source, revision=revision)
     if isinstance(found, Path):
@@ -205,7 +269,7 @@ def load(
 
 
 def bundle(name: str) -> Path | None:
-    """The folder of weights that came with the package, in a wheel or beside the sources; None if there is none."""
+    """Return the folder of weights that came with the package, in a wheel or beside the sources; None without one."""
     package = Path(str(importlib.resources.files("learned_aug")))
     roots = [package / "pretrained"]
     if (package.parent / "pyproject.toml").is_file():  # an editable install, or a clone

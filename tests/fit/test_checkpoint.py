@@ -52,6 +52,7 @@ def test_latest_of_many_is_read_and_two_files_are_kept(tmp_path):
     for k in range(5):
         writer.write({"k": k})
         assert checkpoint(tmp_path).read() == {"k": k}
+    writer.close()  # the folder's lock goes
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(NAMES)
 
 
@@ -126,7 +127,7 @@ def fitted(model, few, crop, tiny, tmp_path):
 
 
 def assert_equal(one, two):
-    for name in ("augmenter", "pretrained", "untrained"):
+    for name in ("prior", "pretrained", "fitted", "augmenter"):
         states = getattr(one, name).state_dict(), getattr(two, name).state_dict()
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert torch.equal(one.solution.value, two.solution.value)
@@ -211,8 +212,7 @@ def test_resumed_bar_starts_at_the_step(fitted, capsys):
     shown = capsys.readouterr().err
     assert "features" not in shown
     assert "pretrain" not in shown
-    assert "maximize:  67%" in shown
-    assert "3/3" in shown
+    assert "maximize: 3/3" in shown
 
 
 def changed(part, spoil):
@@ -268,7 +268,7 @@ def test_checkpoint_of_another_fit_is_refused_with_the_difference_named(fitted, 
     with pytest.raises(CheckpointError, match="is of another fit") as raised:
         fitted(**spoil(model, few, tiny))
     assert part in str(raised.value)
-    assert str(raised.value).count(" was ") <= 20
+    assert str(raised.value).count(" was ") <= len(dataclasses.fields(AugmenterConfig)) + 3
 
 
 def test_versions_are_part_of_the_fingerprint(model, few, crop, monkeypatch):

@@ -27,8 +27,9 @@ def influence(trained, data):
 
 def build(data, **config):
     generator = torch.Generator().manual_seed(0)
-    network = Augmenter(AugmenterConfig(channels=1, size=28, **config), generator=generator)
-    return network.calibrate_(data["train"].tensors[0][:64], warp=1 / 32, generator=generator)
+    alone = {"affine": 0.0, "warp": 1 / 32, "color": 0.0}
+    network = Augmenter(AugmenterConfig(channels=1, size=28, **{**alone, **config}), generator=generator)
+    return network.calibrate_(data["train"].tensors[0][:64], generator=generator)
 
 
 def run(influence, augmenter, data, config):

@@ -18,7 +18,6 @@ from learned_aug.fit.config import FitConfig
 from learned_aug.fit.dropout import DropoutConfig
 from learned_aug.fit.pretrain import PretrainConfig, Pretraining, growth_level
 from learned_aug.influence.head import HeadTap, borrowed, find_head
-from learned_aug.training.retrain import RetrainConfig, retrain
 
 
 def test_levels_are_held_then_blended_and_end_at_full_resolution():
@@ -117,8 +116,13 @@ def test_the_imagenet_form_is_fitted_to_a_classifier_of_photographs():
     sides = [3, 8, 16, 32]
     layers = [m for a, b in pairwise(sides) for m in (nn.Conv2d(a, b, 5, 4, 2), nn.ReLU())]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2))
-    retrain(model, train, RetrainConfig(steps=20, batch_size=8))
-    form = AugmenterConfig(size=224, fields="pixel")
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    for _ in range(5):
+        images, labels = train.tensors
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    form = AugmenterConfig.paper(size=224, dropout="learned")
     assert (form.depth, form.encoder_side) == (8, 224)
     warps = []
     result = learned_aug.fit(
@@ -136,9 +140,9 @@ def test_the_imagenet_form_is_fitted_to_a_classifier_of_photographs():
         on_event=lambda event: warps.append(event.metrics["warp"]) if event.stage == "pretrain" else None,
     )
     assert warps[0] < 0.6 * warps[-1]  # the fields began coarse and ended at full resolution
-    fitted, untrained = result.augmenter, result.untrained
+    fitted, prior = result.fitted, result.prior
     assert len(fitted.stages[0].encoder.convs) == len(fitted.stages[0].generator.deconvs) == 8
-    assert not torch.equal(fitted.stages[0].encoder.convs[0].weight, untrained.stages[0].encoder.convs[0].weight)
+    assert not torch.equal(fitted.stages[0].encoder.convs[0].weight, prior.stages[0].encoder.convs[0].weight)
     x = train.tensors[0][:2]
     out = fitted.augment(x, generator=torch.Generator().manual_seed(0))
     assert out.flow.shape == (2, 2, 224, 224)

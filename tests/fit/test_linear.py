@@ -44,8 +44,8 @@ def setting(trained, data):
 @pytest.fixture
 def augmenter(data):
     generator = torch.Generator().manual_seed(0)
-    network = Augmenter(AugmenterConfig(channels=1, size=28), generator=generator)
-    return network.calibrate_(data["train"].tensors[0][:64], warp=0.0625, generator=generator)
+    config = AugmenterConfig(channels=1, size=28, affine=0.0, warp=0.0625, color=0.0)
+    return Augmenter(config, generator=generator).calibrate_(data["train"].tensors[0][:64], generator=generator)
 
 
 def test_stepping_the_head_along_the_prediction_moves_the_validation_loss_as_predicted(setting, augmenter, data):

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -23,6 +22,8 @@ from learned_aug.fit.dropout import DropoutConfig
 from learned_aug.fit.pretrain import PretrainConfig
 from learned_aug.influence.head import HeadTap, borrowed, find_head
 from learned_aug.influence.s_val import InfluenceConfig
+
+timm = pytest.importorskip("timm")
 
 CLASSES = 4
 
@@ -119,7 +120,9 @@ def test_architecture_is_fitted_and_comes_back_as_it_was(name: str) -> None:
         result = learned_aug.fit(model, train, val, baseline=lambda x: x.flip(-1), config=tiny(), progress=False)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert model.training
-    assert all(math.isfinite(value) for figures in result.diagnostics.values() for value in figures.values())
+    for figures in result.diagnostics.values():
+        assert figures.pop("margin") == math.inf  # 16 validation images are too few for a judge
+        assert all(math.isfinite(value) for value in figures.values())
     assert result.solution.converged
     assert_closed_form(model, train.tensors[0])
 

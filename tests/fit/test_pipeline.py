@@ -63,7 +63,7 @@ def test_fit_gives_augmenters_diagnostics_and_history_and_leaves_the_model_as_it
     events = []
     result = learned_aug.fit(odd, *few, baseline=crop, config=tiny, progress=False, on_event=events.append)
     assert_untouched(odd, before)
-    assert list(result.diagnostics) == ["untrained", "pretrained", "fitted"]
+    assert list(result.diagnostics) == ["prior", "pretrained", "fitted"]
     for figures in result.diagnostics.values():
         assert set(figures) == {
             "flow",
@@ -73,6 +73,7 @@ def test_fit_gives_augmenters_diagnostics_and_history_and_leaves_the_model_as_it
             "color",
             "misclassified",
             "predicted_val_drop",
+            "margin",
         }
     assert result.history == events
     stages = list(dict.fromkeys(event.stage for event in events))
@@ -86,36 +87,35 @@ def test_fit_gives_augmenters_diagnostics_and_history_and_leaves_the_model_as_it
 def test_controls_share_the_start_and_differ_by_their_training(model, few, crop, tiny):
     result = learned_aug.fit(model, *few, baseline=crop, config=tiny, progress=False)
     weights = [
-        torch.cat([p.flatten() for p in a.parameters()])
-        for a in (result.untrained, result.pretrained, result.augmenter)
+        torch.cat([p.flatten() for p in a.parameters()]) for a in (result.prior, result.pretrained, result.fitted)
     ]
     assert not torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[1], weights[2])
     assert (weights[0] - weights[2]).abs().max() < 0.1  # six small steps from the same start
 
 
-def test_learning_rates_of_0_give_back_the_untrained_control(model, few, crop):
+def test_learning_rates_of_0_give_back_the_prior(model, few, crop):
     config = FitConfig(pretrain=PretrainConfig(steps=2, batch_size=16, lr=0.0), maximize=DropoutConfig(steps=2, lr=0.0))
     result = learned_aug.fit(model, *few, baseline=crop, config=config, progress=False)
-    states = [a.state_dict() for a in (result.untrained, result.augmenter)]
+    states = [a.state_dict() for a in (result.prior, result.fitted)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_fit_starts_from_given_networks_without_stage_1_and_leaves_them(model, few, crop, tiny):
     without_stage_1 = dataclasses.replace(tiny, pretrain=None)
     expected = learned_aug.fit(model, *few, baseline=crop, config=without_stage_1, progress=False)
-    given = expected.untrained
+    given = expected.prior
     before = {name: value.clone() for name, value in given.state_dict().items()}
     result = learned_aug.fit(model, *few, baseline=crop, augmenter=given, config=tiny, progress=False)
     assert "pretrain" not in {event.stage for event in result.history}
     for one, other in (
         (given.state_dict(), before),
-        (result.untrained.state_dict(), before),
-        (result.pretrained.state_dict(), before),
-        (result.augmenter.state_dict(), expected.augmenter.state_dict()),
+        (result.prior.state_dict(), before),
+        (result.fitted.state_dict(), expected.fitted.state_dict()),
     ):
         assert all(torch.equal(one[name], other[name]) for name in other)
-    assert any(not torch.equal(value, before[name]) for name, value in result.augmenter.state_dict().items())
+    assert result.pretrained is None
+    assert any(not torch.equal(value, before[name]) for name, value in result.fitted.state_dict().items())
     without = learned_aug.fit(model, *few, augmenter=given, config=tiny, progress=False)  # warns of nothing missing
     assert not torch.equal(without.solution.value, result.solution.value)
 
@@ -123,9 +123,9 @@ def test_fit_starts_from_given_networks_without_stage_1_and_leaves_them(model, f
 def test_stage_1_runs_only_if_asked_for(model, few, crop, tiny):
     result = learned_aug.fit(model, *few, baseline=crop, config=FitConfig(maximize=tiny.maximize), progress=False)
     assert "pretrain" not in {event.stage for event in result.history}
-    untrained, pretrained = (a.state_dict() for a in (result.untrained, result.pretrained))
-    assert all(torch.equal(untrained[name], pretrained[name]) for name in untrained)
-    assert result.diagnostics["untrained"] == result.diagnostics["pretrained"] != result.diagnostics["fitted"]
+    assert result.pretrained is None
+    assert list(result.diagnostics) == ["prior", "fitted"]
+    assert result.diagnostics["prior"] != result.diagnostics["fitted"]
     # Without a baseline nothing is missed, so there is no warning (which would be an error here).
     learned_aug.fit(model, *few, config=FitConfig(maximize=tiny.maximize), progress=False)
 
@@ -154,7 +154,7 @@ def test_fit_repeats_from_its_seed_alone_and_leaves_the_global_generators(model,
         results.append(learned_aug.fit(model, Noisy(few[0]), few[1], baseline=crop, config=tiny, progress=False))
         assert torch.equal(torch.get_rng_state(), before[0])
         assert random.getstate() == before[1]
-    one, two = (r.augmenter.state_dict() for r in results)
+    one, two = (r.fitted.state_dict() for r in results)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert results[0].diagnostics == results[1].diagnostics
     other = dataclasses.replace(tiny, seed=1)
@@ -354,7 +354,10 @@ BAD = {
     ),
     "negative label": (lambda m, t, v: (m, with_labels(t, torch.full((200,), -1)), v), ("0..9", "label -1")),
     "labels of val": (lambda m, t, v: (m, t, with_labels(v, torch.full((1000,), 12))), ("0..9", "label 12")),
-    "floating labels": (lambda m, t, v: (m, with_labels(t, torch.zeros(200)), v), ("integer", "float32", "argmax")),
+    "floating labels": (
+        lambda m, t, v: (m, with_labels(t, torch.zeros(200)), v),
+        ("integer", "float32", "labels.long()"),
+    ),
 }
 
 

@@ -10,12 +10,7 @@ from torch import Tensor, nn
 from learned_aug.influence.head import HeadBatch, HeadTap, borrowed
 from learned_aug.influence.problem import HeadProblem
 from learned_aug.influence.refit import refit
-from learned_aug.influence.scores import (
-    check_stationary,
-    influence_aug,
-    influence_up,
-    predicted_val_drop,
-)
+from learned_aug.influence.scores import check_stationary, influence_aug, influence_up, predicted_val_drop
 from learned_aug.influence.solvers import CG, Direct, solve
 from learned_aug.influence.system import relative_damping
 

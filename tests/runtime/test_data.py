@@ -77,9 +77,11 @@ def test_iterable_data_is_read_through_a_loader():
         (Listed([(torch.zeros(1, 4, 4), 0, 1)]), ValueError, r"\(images, labels\)", "of 3", "wrapper"),
         (Listed([(torch.zeros(1, 4, 4, dtype=torch.uint8), 0)]), TypeError, "floating", "uint8", "ToDtype"),
         (Listed([(torch.zeros(4, 4), 0)]), ValueError, r"\(C, H, W\)", r"\(1, 4, 4\)", "batches"),
-        (Listed([(torch.zeros(1, 4, 4), 0.5)]), ValueError, "integer", "float", "argmax"),
+        (Listed([(torch.zeros(1, 4, 4), 0.5)]), ValueError, "integer", "float", "not a value to regress on"),
         (Listed([(torch.zeros(1, 4, 4), torch.eye(3)[0])]), ValueError, "integer", "float", "argmax"),
-        (Listed([(torch.zeros(1, 4, 4), True)]), ValueError, "integer", "bool", "argmax"),
+        (Listed([(torch.zeros(1, 4, 4), 1.0)]), ValueError, "integer", "float", "labels.long()"),
+        (Listed([(torch.zeros(1, 4, 4), True)]), ValueError, "integer", "bool", "labels.long()"),
+        (Listed([(torch.zeros(1, 4, 4), "cat")]), ValueError, "integer", "str", "map class names"),
         (Listed([(torch.zeros(1, 4, 4), 0), (torch.zeros(1, 5, 4), 0)]), ValueError, "one size", "several", "crop"),
     ],
 )

@@ -3,6 +3,7 @@ import torch
 from torchvision.transforms import v2
 
 from learned_aug.digits import all_conv
+from learned_aug.training.arms import each
 from learned_aug.training.compare import Comparison, compare
 from learned_aug.training.retrain import RetrainConfig
 from learned_aug.training.steer import SteeredDraws
@@ -32,9 +33,9 @@ def test_arms_that_do_the_same_end_the_same(data):
 def test_all_kinds_of_augmentation_are_arms(data, augmenter):
     arms = {
         "none": lambda model: None,
-        "untrained": lambda model: augmenter,
-        "steered": lambda model: SteeredDraws(augmenter, model, data["train"], data["val"]),
-        "steered by loss": lambda model: SteeredDraws(augmenter, model, data["train"], None),
+        "augmenter": lambda model: augmenter,
+        "steered": lambda model: SteeredDraws(model, augmenter=augmenter, warmup=0),
+        "policy": lambda model: each(v2.TrivialAugmentWide()),
     }
     result = run(data, arms, baseline=v2.RandomCrop(28, padding=2))
     assert list(result.errors) == list(arms)
@@ -74,3 +75,17 @@ def test_a_single_seed_has_no_spread():
 def test_nothing_to_compare_is_refused(data, arms, seeds):
     with pytest.raises(ValueError, match="at least one each"):
         run(data, arms, seeds=seeds)
+
+
+def test_ready_made_arms_go_by_name(data):
+    result = run(data, ["baseline", "TrivialAugmentWide", "prior", "steered"])
+    assert list(result.errors) == ["baseline", "TrivialAugmentWide", "prior", "steered"]
+    with pytest.raises(ValueError, match=r"arms must be of baseline, .*, got magic"):
+        run(data, ["magic"])
+
+
+def test_a_policy_is_drawn_for_each_image():
+    images = torch.rand(1, 3, 16, 16).expand(12, -1, -1, -1)
+    drawn = each(v2.TrivialAugmentWide())(images)
+    assert drawn.shape == images.shape
+    assert (drawn != drawn[:1]).flatten(1).any(1).sum() > 3

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from learned_aug import Augmenter, AugmenterConfig
 from learned_aug.digits import all_conv
 from learned_aug.training.choice import DrawChoice
 from learned_aug.training.retrain import RetrainConfig, evaluate, retrain
+from learned_aug.training.steer import SteeredDraws
 
 
 def fresh():
@@ -31,16 +31,35 @@ def test_training_repeats_with_its_seed_whatever_the_global_generator_drew(data,
     assert not models[0].training
 
 
-@pytest.mark.parametrize(("mix", "expected"), [(0.0, None), (0.5, 25), (1.0, 50)])
-def test_mix_is_the_share_of_each_batch_that_is_augmented(data, mix, expected):
+def test_all_of_a_batch_goes_through_the_augmentation(data):
     sizes = []
 
     def augment(images):
         sizes.append(len(images))
         return images
 
-    retrain(fresh(), data["train"], RetrainConfig(steps=2, mix=mix), augment=augment)
-    assert sizes == ([] if expected is None else [expected] * 2)
+    retrain(fresh(), data["train"], RetrainConfig(steps=2), augment=augment)
+    assert sizes == [50, 50]
+
+
+def test_steered_draws_see_the_labels(data):
+    model = fresh()
+    steered = SteeredDraws(model, warmup=0)
+    retrain(model, data["train"], RetrainConfig(steps=2), augment=steered)
+    assert steered.calls == 2
+    assert 0 < steered.metrics["probability"] < 1
+
+
+def test_an_augmentation_that_changes_the_size_is_refused(data):
+    with pytest.raises(ValueError, match="of the shape that it gets"):
+        retrain(fresh(), data["train"], RetrainConfig(steps=1), augment=lambda images: images[:, :, :20])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_models_of_other_dtypes_are_trained_and_evaluated_in_theirs(data, dtype):
+    model = fresh().to(dtype)
+    retrain(model, data["train"], RetrainConfig(steps=2), augment=SteeredDraws(model, warmup=0))
+    assert evaluate(model, data["test"])[1] > 0
 
 
 def test_augmented_images_reach_the_model(data):
@@ -49,7 +68,7 @@ def test_augmented_images_reach_the_model(data):
     handle = model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     retrain(model, data["train"], RetrainConfig(steps=1), augment=lambda images: images * 0 + 7)
     handle.remove()
-    assert ((seen[0] == 7).flatten(1).all(1)).sum() == 25
+    assert ((seen[0] == 7).flatten(1).all(1)).sum() == 50
 
 
 def test_events_report_every_step(data):
@@ -97,7 +116,7 @@ def test_labels_beyond_the_classes_are_named(model):
             call()
 
 
-def test_choice_for_another_model_is_refused(model, data, few):
-    choice = DrawChoice(Augmenter(AugmenterConfig(channels=1, size=28)), fresh(), *few)
-    with pytest.raises(ValueError, match="another model"):
-        retrain(model, data["train"], RetrainConfig(steps=1), augment=choice)
+def test_draws_for_another_model_are_refused(model, data, augmenter):
+    for draws in (DrawChoice(fresh(), augmenter, by="loss"), SteeredDraws(fresh())):
+        with pytest.raises(ValueError, match="model in training, got one for another"):
+            retrain(model, data["train"], RetrainConfig(steps=1), augment=draws)

@@ -1,61 +1,181 @@
+"""Draws steered by the classifier in training."""
+
+import copy
+import warnings
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from learned_aug import Augmenter, AugmenterConfig
-from learned_aug.training.steer import SteeredDraws
-
-
-def mean_score(choice, images, labels, repeats=8):
-    with torch.no_grad():
-        return torch.stack(
-            [choice.snapshot.score(choice.augment(images, labels), labels) for _ in range(repeats)]
-        ).mean()
+from learned_aug import AugmenterConfig, SteeredDraws, prior
+from learned_aug.training.reader import Reader, first_tensor
 
 
-@pytest.mark.parametrize("by", ["influence", "loss"])
-def test_steered_draws_score_higher_with_the_tilt_and_lower_against_it(model, few, augmenter, batch, by):
-    scores = []
+def test_the_share_of_a_batch_is_augmented(model, batch):
+    images, labels = batch
+    out = SteeredDraws(model, share=0.25, tilt=0)(images, labels)
+    assert (out != images).flatten(1).any(1).sum() == 10
+    assert out.shape == images.shape
+    assert out.dtype == images.dtype
+
+
+def test_steered_draws_have_a_higher_loss_than_the_priors_and_than_reversed_ones(model, batch):
+    images, labels = batch
+    losses = {}
     for tilt in (-3.0, 0.0, 3.0):
-        choice = SteeredDraws(augmenter, model, few[0], few[1] if by == "influence" else None, tilt=tilt)
-        choice.renew()
-        scores.append(mean_score(choice, *batch))
-    assert scores[0] < scores[1] < scores[2]
+        steered = SteeredDraws(model, share=1.0, tilt=tilt, gate=0, warmup=0, period=1)
+        drawn = [steered(images, labels) for _ in range(8)]
+        with torch.no_grad():
+            model.eval()
+            losses[tilt] = float(torch.stack([F.cross_entropy(model(x), labels) for x in drawn]).mean())
+    assert losses[0.0] < losses[3.0]
+    assert losses[-3.0] < losses[3.0]
 
 
-def test_gradients_of_more_draws_steer_further(model, few, augmenter, batch):
-    scores = []
-    for draws in (1, 8):
-        choice = SteeredDraws(augmenter, model, *few, draws=draws)
-        choice.renew()
-        scores.append(mean_score(choice, *batch))
-    assert scores[0] < scores[1]
+def test_the_gate_leaves_what_the_classifier_gets_wrong_to_the_prior(model, batch):
+    images, labels = batch
+    wrong = (labels + 1) % 10
+    draws = [
+        SteeredDraws(model, share=1.0, tilt=tilt, gate=50.0, warmup=0, period=1)(images, wrong) for tilt in (0.0, 1e-9)
+    ]
+    steered = SteeredDraws(model, share=1.0, tilt=6.0, gate=50.0, warmup=0, period=1)
+    steered(images, wrong)
+    assert steered.metrics["gate"] < 0.05
+    assert len(draws) == 2
 
 
-def test_without_tilt_steered_draws_are_the_augmenters(model, few, augmenter, batch):
-    choice = SteeredDraws(augmenter, model, *few, tilt=0.0)
-    choice.renew()
-    noise = augmenter.draw_noise(40)
-    choice._noise = lambda images: noise
-    expected = augmenter.draw(batch[0], noise=noise).apply(batch[0])
-    assert torch.equal(choice.augment(*batch), expected)
+def test_the_classifier_is_left_as_it_is(model, batch):
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    SteeredDraws(model, warmup=0)(*batch)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
-def test_steered_draws_of_one_image_differ(model, few, augmenter, batch):
-    choice = SteeredDraws(augmenter, model, *few)
-    one, two = choice(*batch), choice(*batch)
-    assert not one.requires_grad
-    assert (one != two).flatten(1).any(1).all()
+def test_global_generators_are_left_alone(model, batch):
+    before = torch.get_rng_state()
+    SteeredDraws(model, warmup=0)(*batch)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_steering_takes_an_augmenter_of_fixed_dropout(model, few, batch):
-    generator = torch.Generator().manual_seed(0)
-    fixed = Augmenter(AugmenterConfig(channels=1, size=28, dropout="fixed"), generator=generator)
-    assert SteeredDraws(fixed, model, *few)(*batch).shape == batch[0].shape
+def test_draws_go_on_after_a_resume(model, batch):
+    one = SteeredDraws(model, warmup=1)
+    for _ in range(3):
+        one(*batch)
+    two = SteeredDraws(model, warmup=1, seed=5)
+    two.load_state_dict(copy.deepcopy(one.state_dict()))
+    assert torch.equal(one(*batch), two(*batch))
 
 
-def test_steering_by_nothing_is_refused(model, few, augmenter):
-    bare = Augmenter(AugmenterConfig(channels=1, size=28, tau_dropout=0.0))
+def test_influence_steers_too(model, batch, few):
+    train, val = few
+    steered = SteeredDraws(model, by="influence", train=train, val=val, warmup=0)
+    assert steered(*batch).shape == batch[0].shape
+    state = copy.deepcopy(steered.state_dict())
+    again = SteeredDraws(model, by="influence", train=train, val=val, warmup=0)
+    again.load_state_dict(state)
+    assert torch.equal(steered(*batch), again(*batch))
+
+
+def test_a_loss_of_the_users_own_is_followed(model, batch):
+    images, labels = batch
+    soft = F.one_hot(labels, 10).float()
+    steered = SteeredDraws(
+        model, warmup=0, loss=lambda out, y: F.binary_cross_entropy_with_logits(out, y, reduction="none").mean(1)
+    )
+    assert steered(images, soft).shape == images.shape
+    assert SteeredDraws(model, warmup=0)(images, soft).shape == images.shape
+
+
+@pytest.mark.parametrize(
+    "bad", [{"share": 1.5}, {"tilt": float("nan")}, {"gate": -1.0}, {"warmup": -1}, {"period": 0}, {"every": 0}]
+)
+def test_settings_out_of_range_are_refused(model, bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        SteeredDraws(model, **bad)
+
+
+def test_influence_needs_data(model):
+    with pytest.raises(ValueError, match="train= and val="):
+        SteeredDraws(model, by="influence")
+    with pytest.raises(ValueError, match="by must be"):
+        SteeredDraws(model, by="magic")
+
+
+def test_normalized_images_need_their_normalization(model, batch):
+    images, labels = batch
+    with pytest.raises(ValueError, match="mean= and std="):
+        SteeredDraws(model)((images - 0.5) / 0.2, labels)
+    assert SteeredDraws(model, mean=0.5, std=0.2)((images - 0.5) / 0.2, labels).shape == images.shape
+
+
+def test_labels_of_another_batch_are_refused(model, batch):
+    with pytest.raises(ValueError, match="labels must be one per image"):
+        SteeredDraws(model)(batch[0], batch[1][:3])
+
+
+def test_images_that_cannot_be_are_refused(batch):
+    with pytest.raises(ValueError, match="floating batch"):
+        prior((batch[0] * 255).byte())
+    with pytest.raises(ValueError, match="constant ones"):
+        prior(torch.full((8, 1, 28, 28), 0.5))
+
+
+def test_no_tau_dropout_cannot_be_steered(model, batch):
+    fixed = prior(batch[0], config=AugmenterConfig(channels=1, size=28))
+    fixed.config = AugmenterConfig(channels=1, size=28, tau_dropout=0.0)
     with pytest.raises(ValueError, match="tau_dropout > 0"):
-        SteeredDraws(bare, model, *few)
-    with pytest.raises(ValueError, match="tilt must be finite, got nan"):
-        SteeredDraws(augmenter, model, *few, tilt=float("nan"))
+        SteeredDraws(model, augmenter=fixed)
+
+
+class Cut(nn.Module):
+    """A model through which no gradient passes."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        with torch.no_grad():
+            return self.model(images)
+
+
+class Rounded(Cut):
+    """A model through which a gradient of zero passes."""
+
+    def forward(self, images):
+        return self.model(images.round())
+
+
+def test_a_model_without_a_gradient_is_refused_with_the_reason(model, batch):
+    with pytest.raises(ValueError, match="no_grad"):
+        SteeredDraws(Cut(model), warmup=0)(*batch)
+
+
+def test_a_gradient_of_zero_is_told_once(model, batch):
+    steered = SteeredDraws(Rounded(model), warmup=0, period=1)
+    with pytest.warns(UserWarning, match="zero for a whole batch"):
+        steered(*batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        steered(*batch)
+
+
+def test_losses_must_be_one_for_each_sample(model, batch):
+    with pytest.raises(ValueError, match="one value per sample"):
+        SteeredDraws(model, warmup=0, loss=F.cross_entropy)(*batch)
+
+
+def test_the_first_tensor_of_an_output_is_its_logits():
+    x = torch.zeros(2)
+    assert first_tensor(x) is first_tensor((None, x)) is first_tensor({"loss": 1, "logits": x}) is x
+    with pytest.raises(TypeError, match="must return logits"):
+        first_tensor("nothing")
+
+
+def test_influence_is_not_read_before_it_is_solved(model, batch, few):
+    reader = Reader(model, by="influence", train=few[0], val=few[1])
+    with pytest.raises(RuntimeError, match="renew"):
+        reader.score(*batch)

@@ -171,12 +171,12 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
         self.close_connection |= len(data) != length or fault.stall
 
-    def authorised(self):
+    def authorized(self):
         return self.server.token in (None, self.headers.get("Authorization", "").removeprefix("Bearer "))
 
     def repo(self, name):
         repo = self.server.repos.get(name)
-        if repo is None or (repo.private and not self.authorised()):
+        if repo is None or (repo.private and not self.authorized()):
             status = 404 if self.headers.get("Authorization") else 401
             raise Reply(status, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
         return repo
@@ -189,7 +189,7 @@ class Handler(BaseHTTPRequestHandler):
     def create(self, body):
         request = json.loads(body)
         name = f"{request['organization']}/{request['name']}"
-        if not self.authorised():
+        if not self.authorized():
             raise Reply(401, {"error": "Invalid username or password."})
         old = name in self.server.repos
         if not old:

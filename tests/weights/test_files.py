@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from learned_aug import Augmenter, AugmenterConfig, LearnedAugment, WeightsError
-from learned_aug.weights.files import CONFIG_NAME, WEIGHTS_NAME, write_atomic
+from learned_aug.weights.files import CONFIG_NAME, WEIGHTS_NAME, encode, write_atomic
 
 CONFIG = AugmenterConfig(channels=1, size=8, tau_dim=8, width=4, mean=(0.1,), std=(0.3,))
 
@@ -118,11 +118,12 @@ def edit(folder, change):
         (lambda s, k: s.pop(k), "lacks"),
         (lambda s, k: s.update(more=torch.zeros(1)), "unexpected"),
         (lambda s, k: s.update({k: s[k][..., :1].contiguous()}), "expected"),
-        (lambda s, k: s.update({k: s[k].half()}), "float16"),
+        (lambda s, k: s.update({k: s[k].to(torch.float8_e4m3fn)}), "float8"),
+        (lambda s, k: s.update({k: torch.full_like(s[k], 1e300, dtype=torch.float64)}), "infinity"),
         (lambda s, k: s.update({k: s[k].long()}), "int64"),
         (lambda s, k: s[k].view(-1)[:1].fill_(float("nan")), "NaN"),
     ],
-    ids=["missing key", "extra key", "shape", "half", "integer", "nan"],
+    ids=["missing key", "extra key", "shape", "float8", "too large", "integer", "nan"],
 )
 def test_tensors_that_do_not_fit_are_refused(folder, change, message):
     edit(folder, change)
@@ -132,7 +133,7 @@ def test_tensors_that_do_not_fit_are_refused(folder, change, message):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"version": 99}, "got 99"), ({"colour": 1}, "unknown keys"), ({"size": "big"}, "size"), ({"std": 3}, "type")],
+    [({"version": 99}, "got 99"), ({"hue": 1}, "unknown keys"), ({"size": "big"}, "size"), ({"std": 3}, "type")],
 )
 def test_config_of_another_release_or_of_wrong_values_is_refused(folder, change, message):
     path = folder / CONFIG_NAME
@@ -145,3 +146,49 @@ def test_config_that_is_no_object_is_refused(folder):
     (folder / CONFIG_NAME).write_text("[]")
     with pytest.raises(WeightsError, match="object"):
         Augmenter.from_pretrained(folder)
+
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_save_accepts_load_reads_as_float32(tmp_path, dtype):
+    augmenter = Augmenter(CONFIG).to(dtype)
+    augmenter.save_pretrained(tmp_path)
+    assert {t.dtype for t in load_file(tmp_path / WEIGHTS_NAME).values()} == {dtype}
+    loaded = Augmenter.from_pretrained(tmp_path)
+    assert {t.dtype for t in (*loaded.parameters(), *loaded.buffers())} == {torch.float32}
+    expected = augmenter.state_dict()
+    assert all(torch.equal(t, expected[name].float()) for name, t in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.fill_(float("nan")), "NaN"),
+        (lambda t: t.fill_(float("inf")), "infinity"),
+        (lambda t: t.to(torch.float8_e4m3fn), "float8"),
+        (lambda t: t.to(torch.complex64), "complex64"),
+    ],
+)
+def test_what_load_would_refuse_is_not_saved(tmp_path, change, message):
+    state = Augmenter(CONFIG).state_dict()
+    name = next(iter(state))
+    with pytest.raises(WeightsError, match=f"{name}.*{message}"):
+        encode(CONFIG, {**state, name: change(state[name])})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_loading_does_not_depend_on_the_default_dtype(folder, dtype):
+    expected = Augmenter.from_pretrained(folder)
+    torch.set_default_dtype(dtype)
+    try:
+        loaded = Augmenter.from_pretrained(folder)
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, two in zip(
+        (*loaded.parameters(), *loaded.buffers()), (*expected.parameters(), *expected.buffers()), strict=True
+    ):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, two)

@@ -9,20 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from learned_aug import (
-    Augmenter,
-    AugmenterConfig,
-    LearnedAugment,
-    WeightsError,
-    list_pretrained,
-)
+from learned_aug import Augmenter, AugmenterConfig, LearnedAugment, WeightsError, list_pretrained
 from learned_aug.weights import files as weights
 from learned_aug.weights import hub, registry
 from learned_aug.weights.files import CONFIG_NAME, WEIGHTS_NAME
 from learned_aug.weights.registry import HubRepo, Pretrained, resolve
 
 CONFIG = AugmenterConfig(channels=1, size=8, tau_dim=8, width=4)
-ROOT = Path(registry.__file__).parents[2]
+ROOT = Path(registry.__file__).parents[1]
 
 
 def entry(files, **changes):
@@ -32,7 +26,8 @@ def entry(files, **changes):
         "classifier": "four convolutions",
         "bytes": sum(map(len, files.values())),
         "license": "Apache-2.0",
-        "error": "2.5 +- 0.2 %, control 2.6 +- 0.1 %, n = 5",
+        "errors": {"fitted": 2.5, "untrained control": 2.625},
+        "seeds": 5,
         "repo_id": "org/digits-cnn",
         "revision": "a" * 40,
         "config_sha256": weights.sha256(files[CONFIG_NAME]),
@@ -81,26 +76,88 @@ def same(one, two):
 # Names
 
 
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("digits-cnn", "digits-cnn"),
-        ("org/name", HubRepo("org/name", None)),
-        ("hf-hub:org/name", HubRepo("org/name", None)),
-        ("./folder", Path("folder")),
-        ("../folder", Path("../folder")),
-        ("/org/name", Path("/org/name")),
-        ("~/folder", Path("~/folder").expanduser()),
-        (Path("org/name"), Path("org/name")),
-        (Path("digits-cnn"), Path("digits-cnn")),
-    ],
-)
-def test_names_mean_what_they_look_like(package, tmp_path, monkeypatch, source, expected):
-    for name in ("digits-cnn", "org/name"):  # a folder of that name changes nothing
-        (tmp_path / name).mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
+NAMES = {  # what a string or path means
+    "digits-cnn": "digits-cnn",
+    "org/name": HubRepo("org/name", None),
+    "hf-hub:org/name": HubRepo("org/name", None),
+    "./folder": Path("folder"),
+    "../folder": Path("../folder"),
+    "/org/name": Path("/org/name"),
+    "~/folder": Path("~/folder").expanduser(),
+    ".": Path(),
+    "..": Path(".."),
+    "local-dir:folder": Path("folder"),
+    "local-dir:org/name": Path("org/name"),
+    "local-dir:~/folder": Path("~/folder").expanduser(),
+    "local-dir:digits-cnn": Path("digits-cnn"),
+    Path("org/name"): Path("org/name"),
+    Path("digits-cnn"): Path("digits-cnn"),
+}
+OTHERS = [
+    "",
+    "digit-cnn",
+    "org/name/more",
+    "hf-hub:name",
+    "hf-hub:./a",
+    "local-dir:",
+    "http://a/b",
+    "a b",
+    "C:\\weights",
+]
+
+
+@pytest.mark.parametrize(("source", "expected"), NAMES.items())
+def test_names_mean_what_they_look_like(package, source, expected):
     found = resolve(source)
     assert (found.name if isinstance(found, Pretrained) else found) == expected
+
+
+@pytest.mark.parametrize("source", [name for name in NAMES if name != "org/name"])
+def test_a_folder_of_that_name_changes_nothing(package, tmp_path, monkeypatch, source):
+    for name in ("digits-cnn", "org/name"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    test_names_mean_what_they_look_like(package, source, NAMES[source])
+
+
+@pytest.mark.parametrize("revision", [None, "main"])
+def test_a_name_of_the_hub_and_of_a_folder_is_refused_with_both_spellings(package, tmp_path, monkeypatch, revision):
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"'org/name' could mean .*'hf-hub:org/name' or './org/name'"):
+        Augmenter.from_pretrained("org/name", revision=revision)
+
+
+@pytest.mark.parametrize("folder", [*NAMES, *OTHERS])
+def test_what_is_saved_under_a_name_is_read_under_it_or_refused(
+    package, tmp_path, monkeypatch, augmenter, folder, no_network
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    if folder == "/org/name":
+        folder = f"{tmp_path}{folder}"
+    before = sorted(tmp_path.rglob("*"))
+    if isinstance(NAMES.get(folder), Path) or str(folder).startswith("/"):
+        augmenter.save_pretrained(folder)
+        assert same(Augmenter.from_pretrained(folder), augmenter)
+        return
+    with pytest.raises(ValueError, match=r"would not read a local folder.*save to './") as caught:
+        augmenter.save_pretrained(folder)
+    assert f"'./{folder}'" in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+    augmenter.save_pretrained(f"./{folder}")
+    assert same(Augmenter.from_pretrained(f"./{folder}"), augmenter)
+
+
+def test_without_a_home_directory_its_names_are_refused(monkeypatch, augmenter):
+    def unknown(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    for call in (Augmenter.from_pretrained, augmenter.save_pretrained):
+        with pytest.raises(ValueError, match="~/weights"):
+            call("~/weights")
 
 
 def test_revision_belongs_to_the_hub():
@@ -109,9 +166,7 @@ def test_revision_belongs_to_the_hub():
         resolve("./folder", revision="v1")
 
 
-@pytest.mark.parametrize(
-    "source", ["", "digit-cnn", "org/name/more", "hf-hub:name", "http://a/b", "a b", "C:\\weights", "."]
-)
+@pytest.mark.parametrize("source", OTHERS)
 def test_other_names_are_refused_with_those_that_exist(package, source):
     with pytest.raises(ValueError, match=r"digits-cnn.*'org/name'.*'./folder'"):
         resolve(source)
@@ -136,7 +191,9 @@ def test_every_listed_name_has_its_weights_and_loads(no_network):
         folder = registry.bundle(listed.name)
         assert folder is not None, listed.name
         assert listed.bytes == sum((folder / name).stat().st_size for name in weights.NAMES)
-        assert listed.error.split()[2] in (folder / "README.md").read_text()  # "test error 3.23 % (...)"
+        card = (folder / "README.md").read_text()
+        assert all(f"{error:.2f} ±" in card for error in listed.errors.values())
+        assert f"| {listed.seeds} |" in card
         assert isinstance(Augmenter.from_pretrained(listed.name), Augmenter)
     assert len({listed.name for listed in list_pretrained()}) == len(list_pretrained())
 
@@ -151,9 +208,14 @@ def test_every_listed_name_has_its_weights_and_loads(no_network):
         ("revision", "A" * 40),
         ("config_sha256", "a" * 40),
         ("weights_sha256", ""),
+        ("errors", {"fitted": 101.0}),
+        ("errors", {"fitted": float("nan")}),
+        ("errors", {}),
+        ("seeds", 0),
+        ("seeds", -1),
     ],
 )
-def test_an_entry_that_pins_nothing_is_refused(files, field, value):
+def test_an_entry_that_pins_or_measures_nothing_is_refused(files, field, value):
     with pytest.raises(ValueError, match=field):
         entry(files, **{field: value})
 
@@ -167,8 +229,12 @@ def test_an_entry_is_published_at_a_commit_or_not_at_all(files, values):
 
 def test_an_entry_reads_well(files):
     assert str(entry(files)) == (
-        "digits-cnn: MNIST, four convolutions, 2.5 +- 0.2 %, control 2.6 +- 0.1 %, n = 5, 0.0 MiB, Apache-2.0"
+        "digits-cnn: MNIST, four convolutions, test error 2.50 % (untrained control 2.62 %) over 5 seeds, 0.0 MiB, "
+        "Apache-2.0"
     )
+    assert "four convolutions, test error 2.50 % over 5 seeds, 0.0" in str(entry(files, errors={"fitted": 2.5}))
+    assert "test error not measured" in str(entry(files, errors={}, seeds=0))
+    assert len({entry(files), entry(files)}) == 1
 
 
 # The bundled copy

@@ -1,0 +1,170 @@
+"""The data and the classifiers that a command works on: options, checks before the work, training and reading."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from learned_aug.cli.classifier import build_model, check_model
+from learned_aug.cli.folder import BASELINES, ImageFolders, open_folders
+from learned_aug.cli.main import note
+from learned_aug.influence.head import HeadTap, borrowed, find_head
+from learned_aug.runtime.events import Event, ProgressBars
+from learned_aug.runtime.lock import FolderLock, lock_folder
+from learned_aug.training.reader import first_tensor
+from learned_aug.training.retrain import RetrainConfig, retrain
+from learned_aug.training.steer import SteeredDraws
+
+__all__ = ["Work", "add_data_arguments", "check_device", "check_head", "keep_folder"]
+
+SPARE = 32 * 2**20  # bytes that must be free beside a classifier's: weights, pictures, figures
+
+
+def add_data_arguments(group: Any) -> None:
+    """Add the options that say which images are read, and how."""
+    group.add_argument("--data", type=Path, required=True, metavar="DIR", help="with train/, val/ and maybe test/")
+    group.add_argument("--val", type=float, metavar="SHARE", help="hold out a share of train/ where there is no val/")
+    text = "side of the images, pixels: that of the classifier's training (%(default)s)"
+    group.add_argument("--size", metavar="PIXELS", type=int, default=224, help=text)
+    group.add_argument("--gray", action="store_true", help="read one channel")
+    text = "of the classifier's normalization, for images in [0, 1] (ImageNet's; 0 if gray)"
+    group.add_argument("--mean", metavar="X", type=float, nargs="+", help=text)
+    group.add_argument("--std", metavar="X", type=float, nargs="+", help="the same (ImageNet's; 1 if gray)")
+    group.add_argument("--baseline", choices=BASELINES, default="crop-flip", help="of its training (%(default)s)")
+    group.add_argument("--workers", metavar="N", type=int, default=0, help="processes that read images (%(default)s)")
+
+
+def keep_folder(folder: Path, needed: int = 0) -> FolderLock:
+    """Make a folder, keep it for this process, and see that it can be written, before the work.
+
+    Args:
+        folder: folder for results.
+        needed: bytes of what will be written, beside some pictures.
+
+    Raises:
+        OSError: if it cannot be made or written, is nearly full, or another process works in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+    if (free := shutil.disk_usage(folder).free) < needed + SPARE:
+        raise OSError(
+            f"{folder} has {free / 2**20:.0f} MiB free, {(needed + SPARE) / 2**20:.0f} MiB are needed; free space, or "
+            "give another folder"
+        )
+    return lock_folder(folder)
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that torch does not have.
+
+    Raises:
+        ValueError: with torch's reason.
+    """
+    try:
+        torch.zeros(1, device=name)
+    except Exception as error:  # of many types, by the device
+        text = str(error).splitlines()[0]
+        raise ValueError(f"--device must be one that torch has here, got {name} ({text}); give cpu") from error
+
+
+def check_head(model: nn.Module, head: str | None, *, channels: int, size: int) -> None:
+    """See before the work that the logits are those of the model's last Linear.
+
+    Raises:
+        ValueError: if they are not, or there is none.
+    """
+    images = torch.rand(4, channels, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), borrowed(model), HeadTap(model, find_head(model, head)) as tap:
+        tap(images.to(next(model.parameters()).device))
+
+
+class Work:
+    """Images in folders, and classifiers that are trained on them from the same start.
+
+    Args:
+        args: options of :func:`add_data_arguments`, and model, seed, device and batch_size.
+        schedule: of the trainings; None where nothing is trained.
+    """
+
+    def __init__(self, args: argparse.Namespace, schedule: RetrainConfig | None) -> None:
+        if args.workers < 0:
+            raise ValueError(f"--workers must be 0 or more, got {args.workers}")
+        check_device(args.device)
+        self.args, self.schedule = args, schedule
+        self.channels = 1 if args.gray else 3
+        with ProgressBars() as bars:
+            self.data: ImageFolders = open_folders(
+                args.data,
+                size=args.size,
+                val=args.val,
+                gray=args.gray,
+                mean=args.mean,
+                std=args.std,
+                baseline=args.baseline,
+                seed=args.seed,
+                say=note,
+                on_event=bars,
+            )
+
+    def fresh(self) -> nn.Module:
+        """Build the classifier, with the same first weights each time."""
+        torch.manual_seed(self.args.seed)
+        return build_model(self.args.model, len(self.data.classes), self.channels)
+
+    def check(self, model: nn.Module) -> None:
+        """See that the classifier takes the images.
+
+        Raises:
+            ValueError: if it does not.
+        """
+        args = self.args
+        check_model(model, args.model, classes=len(self.data.classes), channels=self.channels, size=args.size)
+
+    def trained(self, arm: str, augment: Callable[[nn.Module], SteeredDraws | None] = lambda model: None) -> nn.Module:
+        """Train the classifier from that start, on the same order of images.
+
+        Args:
+            arm: name for the progress bar.
+            augment: from the fresh classifier to what augments its batches; None for the baseline alone.
+        """
+        model = self.fresh().to(self.args.device)
+        order = torch.Generator().manual_seed(self.args.seed)
+        data: Dataset[Any] | DataLoader[Any] = self.data.train
+        if self.args.workers:
+            size = min(RetrainConfig().batch_size, len(self.data.train))
+            workers = self.args.workers
+            data = DataLoader(self.data.train, size, shuffle=True, drop_last=True, num_workers=workers, generator=order)
+        with ProgressBars() as bars:
+            retrain(
+                model,
+                data,
+                self.schedule,
+                baseline=self.data.baseline,
+                augment=augment(model),
+                seed=self.args.seed,
+                on_event=lambda event: bars(dataclasses.replace(event, stage=f"train: {arm}")),
+            )
+        return model.eval()
+
+    @torch.no_grad()
+    def predict(self, model: nn.Module, data: Dataset[Any], stage: str) -> tuple[Tensor, Tensor]:
+        """Return predicted classes and labels, (N,) each, in the order of the data, with a bar called `stage`."""
+        model.eval()
+        loader = DataLoader(data, self.args.batch_size, num_workers=self.args.workers)
+        predicted, labels = [], []
+        with ProgressBars() as bars:
+            for step, (images, part) in enumerate(loader, 1):
+                predicted.append(first_tensor(model(images.to(self.args.device))).argmax(1).cpu())
+                labels.append(part)
+                bars(Event(stage, step, len(loader)))
+        return torch.cat(predicted), torch.cat(labels)

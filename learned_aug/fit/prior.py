@@ -1,0 +1,59 @@
+"""The prior: random networks of random strength, calibrated on images of the user."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from learned_aug.augmenter import Augmenter
+from learned_aug.config import AugmenterConfig
+from learned_aug.runtime.distributed import broadcast_
+from learned_aug.runtime.rng import generator
+
+__all__ = ["prior"]
+
+
+def prior(
+    images: Tensor,
+    *,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    seed: int = 0,
+    config: AugmenterConfig | None = None,
+) -> Augmenter:
+    """Make the prior: random networks of random strength, calibrated on some images, the same in all processes.
+
+    Draws nothing from global generators.
+
+    Args:
+        images: (B, C, H, W), floating, some typical ones; of few each is drawn more often.
+        mean: mean of their normalization, a number or one per channel; None for images in [0, 1].
+        std: standard deviation of their normalization.
+        seed: seed of the networks.
+        config: settings of the networks in place of the default ones, `mean` and `std` among them.
+
+    Raises:
+        ValueError: if the images are not in the value range that is stated, or constant.
+    """
+    if images.ndim != 4 or not images.is_floating_point():
+        raise ValueError(
+            f"images must be a floating batch (B, C, H, W), got {images.dtype} {tuple(images.shape)}; scale "
+            "integers with v2.functional.to_dtype(images, torch.float32, scale=True)"
+        )
+    if config is None:
+        low, high = (float(value) for value in images.aminmax())
+        if mean is None and std is None and (low < -0.5 or high > 1.5):
+            raise ValueError(
+                f"images must be in [0, 1] unless their normalization is stated, got [{low:.2f}, {high:.2f}]; pass the "
+                "mean= and std= of their Normalize"
+            )
+        numbers = [
+            (float(v),) if isinstance(v, (int, float)) else tuple(float(x) for x in v)
+            for v in (0.0 if mean is None else mean, 1.0 if std is None else std)
+        ]
+        config = AugmenterConfig(channels=images.shape[1], size=max(images.shape[-2:]), mean=numbers[0], std=numbers[1])
+    draws = generator(seed, "prior")
+    augmenter = Augmenter(config, generator=draws).to(images.device).calibrate_(images.float(), generator=draws)
+    broadcast_(*augmenter.state_dict().values())
+    return augmenter

@@ -1,0 +1,179 @@
+"""Reader: what the classifier in training says of augmented images, read without a trace."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from learned_aug.influence.head import HeadTap, collect, find_head, unwrap
+from learned_aug.influence.problem import Head
+from learned_aug.influence.s_val import InfluenceConfig, solve_s_val
+from learned_aug.influence.scores import influence_up
+from learned_aug.runtime.data import Data
+from learned_aug.runtime.stream import Stream
+
+__all__ = ["Loss", "Reader", "first_tensor"]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Reader:
+    """Scores augmented images by the classifier as it stands: by its loss, or by influence on a validation set.
+
+    The classifier is read in eval mode, so that its batch-norm statistics and dropout stay out of it, and is in its own
+    mode again afterwards. No copy is made, no gradient reaches its parameters, and no hook stays.
+
+    Args:
+        model: the classifier in training; wrappers of torch (data parallel, compiled) are looked through.
+        by: "loss" scores by the loss; "influence" by minus the influence of up-weighting a draw, and needs data.
+        loss: from the model's output and the labels to one loss per sample, (B,); by default the cross-entropy, for
+            class indices (B,) and soft labels (B, K).
+        train: (image, label) pairs without augmentation, for "influence".
+        val: the hyper-validation set, for "influence"; errors on it are no longer honest.
+        config: settings of s_val.
+        head: name of the last Linear, by default the last one registered; for "influence".
+
+    Raises:
+        ValueError: if "influence" lacks data or a Linear head.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        by: Literal["loss", "influence"] = "loss",
+        loss: Loss | None = None,
+        train: Data | None = None,
+        val: Data | None = None,
+        config: InfluenceConfig | None = None,
+        head: str | None = None,
+    ) -> None:
+        if by not in ("loss", "influence"):
+            raise ValueError(f'by must be "loss" or "influence", got {by!r}')
+        if by == "influence" and (train is None or val is None):
+            raise ValueError(
+                'by="influence" needs train= and val=, (image, label) data; leave it out to follow the loss'
+            )
+        self.model, self.by, self.loss = unwrap(model), by, loss
+        self.config = config if config is not None else InfluenceConfig()
+        self.influence: tuple[Head, Tensor] | None = None
+        self._zero_seen = False
+        if by == "influence":
+            self.tap = HeadTap(self.model, find_head(self.model, head))
+            device = self.tap.head.weight.device
+            self.train, self.val = (
+                Stream(data, name, "snapshot", seed=0, batch_size=256, device=device)  # type: ignore[arg-type]
+                for data, name in ((train, "train"), (val, "val"))
+            )
+
+    def renew(self) -> None:
+        """Solve for s_val of the classifier as it stands; nothing for "loss".
+
+        Raises:
+            ConvergenceError: if the solver's tolerance is not reached.
+        """
+        if self.by == "loss":
+            return
+        with self._evaluating(), torch.no_grad(), self.tap:
+            train, val = (collect(self.tap, stream.once()) for stream in (self.train, self.val))
+            head, solution = solve_s_val(train, val, self.tap.head, self.config)
+        self.influence = head, solution.value
+
+    def score(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Score augmented images; the highest score is the draw to prefer.
+
+        Args:
+            images: (B, C, H, W); gradients flow to it where it has any.
+            labels: what the loss takes.
+
+        Returns:
+            The score (B,), differentiable, and the probability (B,) of the label, exp(-loss) at most 1.
+
+        Raises:
+            RuntimeError: if s_val is not solved yet.
+        """
+        with self._evaluating():
+            if self.by == "loss":
+                output = first_tensor(self.model(images.clone()))  # which a model may write to
+                losses = self._losses(output, labels)
+                return losses, losses.detach().neg().exp().clamp(max=1)
+            with self.tap:
+                features, output = self.tap(images)
+        if self.influence is None:
+            raise RuntimeError("s_val is not solved yet; call renew() first")
+        head, ihvp = self.influence
+        losses = self._losses(output, labels)
+        seen = head(features.to(ihvp.dtype), labels)
+        score = -influence_up(ihvp, seen, self.config.label_smoothing)
+        return score, losses.detach().neg().exp().clamp(max=1)
+
+    def gradient(self, score: Tensor, masks: Tensor) -> Tensor:
+        """Take the gradient of the scores with respect to the masks whose draws they are.
+
+        Raises:
+            ValueError: if no gradient reaches the images, as through ``torch.no_grad()`` in the model's forward.
+
+        Warns:
+            UserWarning: once, if it is zero for all of a batch: steering then does nothing.
+        """
+        if not score.requires_grad:
+            raise ValueError(
+                "the loss must depend on the images by autograd, got none: the model's forward runs a part under "
+                "torch.no_grad(), inference_mode() or detach(); let gradients pass there (requires_grad_(False) "
+                "freezes weights as well), or use tilt=0"
+            )
+        (gradient,) = torch.autograd.grad(score.sum(), masks, allow_unused=True, materialize_grads=True)
+        if not self._zero_seen and not bool(gradient.any()):
+            self._zero_seen = True
+            warnings.warn(
+                "the gradient of the loss with respect to the draws is zero for a whole batch: steering does nothing "
+                "there; check whether the model rounds, clamps or detaches its images",
+                stacklevel=4,
+            )
+        return gradient
+
+    def _losses(self, output: Tensor, labels: Tensor) -> Tensor:
+        if self.loss is None:
+            return F.cross_entropy(output.float(), labels, reduction="none")
+        losses = self.loss(output, labels)
+        if losses.shape != output.shape[:1]:
+            raise ValueError(
+                f"loss must give one value per sample, ({output.shape[0]},), got {tuple(losses.shape)}; use "
+                'reduction="none" and a mean over what is not the batch'
+            )
+        return losses.float()
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        training = [module for module in self.model.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+def first_tensor(output: Any) -> Tensor:
+    """Return a model's logits: its output, the field `logits` of it, or its first tensor.
+
+    Raises:
+        TypeError: if there is none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    for part in parts:
+        if isinstance(part, Tensor):
+            return part
+    raise TypeError(f"the model must return logits, or hold them as .logits or first, got {type(output).__name__}")

@@ -1,0 +1,165 @@
+"""Heads whose weight or bias may not take any value: refused, with what ties them and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+import learned_aug
+from learned_aug.influence.head import HeadTap, borrowed, find_head
+from tests.fit.test_models import photos, tiny
+
+CLASSES, DIM = 4, 32
+
+
+def model(head: nn.Module | None = None) -> nn.Sequential:
+    torch.manual_seed(0)
+    head = nn.Linear(DIM, CLASSES) if head is None else head
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), head)
+
+
+def with_head(change: Callable[[nn.Linear], object]) -> nn.Module:
+    made = model()
+    change(made[-1])
+    return made
+
+
+class Symmetric(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(1, keepdim=True)
+
+
+def tied_layers() -> nn.Module:
+    made = model()
+    made.insert(4, nn.Linear(DIM, DIM))
+    made[-1] = nn.Linear(DIM, DIM)
+    made[-1].weight = made[4].weight
+    return made
+
+
+def view_of_another() -> nn.Module:
+    made = model()
+    made.insert(4, nn.Linear(DIM, DIM))
+    made[-1].weight = nn.Parameter(made[4].weight.detach()[:CLASSES])
+    return made
+
+
+def tied_bias() -> nn.Module:
+    made = model()
+    holder = nn.Identity()
+    holder.shift = made[-1].bias
+    made.insert(0, holder)
+    return made
+
+
+def legacy_spectral_norm(head: nn.Linear) -> None:
+    torch.nn.utils.spectral_norm(head)
+
+
+def masked_gradient(head: nn.Linear) -> None:
+    head.weight.register_hook(lambda g: g * (torch.arange(DIM) < 3))
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "pruned weight": (
+        lambda: with_head(lambda h: prune.l1_unstructured(h, "weight", 0.8)),
+        "weight must be free to move, got one that a hook prunes at each pass.*use prune.remove on a copy",
+    ),
+    "pruned bias": (
+        lambda: with_head(lambda h: prune.random_unstructured(h, "bias", 0.5)),
+        "bias must be free to move.*prunes.*prune.remove",
+    ),
+    "pruned rows": (
+        lambda: with_head(lambda h: prune.ln_structured(h, "weight", 0.5, 2, 0)),
+        "weight must be free to move.*prunes",
+    ),
+    "spectral norm by a hook": (
+        lambda: with_head(legacy_spectral_norm),
+        "weight must be free to move, got one that a hook rebuilds at each pass",
+    ),
+    "orthogonal": (
+        lambda: with_head(parametrizations.orthogonal),
+        "weight must be free to move, got one parametrized by Orthogonal.*remove_parametrizations",
+    ),
+    "own parametrization of the bias": (
+        lambda: with_head(lambda h: parametrize.register_parametrization(h, "bias", nn.Softplus(), unsafe=True)),
+        "bias must be free to move, got one parametrized by Softplus",
+    ),
+    "weight of another layer": (tied_layers, "weight must be its own, got one that is shared .*4.weight"),
+    "view of another layer's memory": (view_of_another, "weight must be its own, got one that is shared .*4.weight"),
+    "bias that another module holds": (tied_bias, "bias must be its own, got one that is shared .*0.shift"),
+    "gradient hook": (lambda: with_head(masked_gradient), "weight must be free to move, got one with a gradient hook"),
+    "frozen bias": (
+        lambda: with_head(lambda h: h.bias.requires_grad_(False)),
+        "weight and bias must both be trained or both be frozen",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_head_that_is_not_free_is_refused_with_the_reason_and_no_event(name: str) -> None:
+    make, message = REFUSED[name]
+    events: list[object] = []
+    with pytest.raises(ValueError, match=message):
+        learned_aug.fit(make(), *photos(16), config=tiny(), progress=False, on_event=events.append)
+    assert events == []
+
+
+@pytest.mark.parametrize("name", ["pruned weight", "weight of another layer", "gradient hook"])
+def test_a_head_asked_for_by_name_is_checked_as_the_default_one(name: str) -> None:
+    make, message = REFUSED[name]
+    made = make()
+    path = next(path for path, module in made.named_modules() if module is made[-1])
+    with pytest.raises(ValueError, match=message):
+        find_head(made, path)
+
+
+def test_weights_written_at_each_pass_are_refused() -> None:
+    made = model()
+    mask = (torch.arange(DIM) < 3).float()
+
+    def write(module: nn.Module, args: object) -> None:
+        with torch.no_grad():
+            module.weight.mul_(mask)  # type: ignore[operator, union-attr]
+
+    made[-1].register_forward_pre_hook(write)
+    with pytest.raises(ValueError, match=r"writes to at each pass.*free to move"):
+        learned_aug.fit(made, *photos(16), config=tiny(), progress=False)
+
+
+FREE: dict[str, Callable[[], nn.Module]] = {
+    "plain": model,
+    "frozen": lambda: model().requires_grad_(False),
+    "weight norm": lambda: with_head(parametrizations.weight_norm),
+    "weight norm by a hook": lambda: with_head(lambda h: torch.nn.utils.weight_norm(h)),
+    "pruned and made permanent": lambda: with_head(
+        lambda h: (prune.l1_unstructured(h, "weight", 0.8), prune.remove(h, "weight"))
+    ),
+    "pruned elsewhere": lambda: nn.Sequential(prune.l1_unstructured(nn.Conv2d(3, 3, 1), "weight", 0.5), *model()),
+    "tied layers elsewhere": lambda: nn.Sequential(*(layer := nn.Conv2d(3, 3, 1), layer), *model()),
+    "no bias": lambda: model(nn.Linear(DIM, CLASSES, bias=False)),
+    "held twice": lambda: _held_twice(),
+}
+
+
+def _held_twice() -> nn.Module:
+    made = model()
+    made.fc = made[-1]  # under a second name, but one module
+    made.forward = lambda x: nn.Sequential(*list(made)[:5])(x)  # type: ignore[method-assign]
+    return made
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("name", FREE)
+def test_free_heads_are_accepted_and_give_their_logits(name: str) -> None:
+    made = FREE[name]().eval()
+    x = photos(16)[0].tensors[0]
+    head = find_head(made)
+    with borrowed(made), HeadTap(made, head) as tap, torch.no_grad():
+        features, logits = tap(x)
+        torch.testing.assert_close(F.linear(features, head.weight, head.bias), logits, rtol=1e-4, atol=1e-5)
