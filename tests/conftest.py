@@ -19,6 +19,33 @@ from learned_aug.runtime.stream import Stream
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--require-integrations",
+        action="store_true",
+        help="fail, not skip, tests whose package is missing (timm, Lightning, kornia, ...)",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Fail tests that skip because of a missing package, where none may be missing."""
+    return refuse_missing(item.config, (yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """The same for whole files of tests."""
+    return refuse_missing(collector.config, (yield))
+
+
+def refuse_missing(config, report):
+    if report.skipped and config.getoption("--require-integrations") and "could not import" in str(report.longrepr):
+        report.outcome = "failed"
+        report.longrepr = f"{report.longrepr[2]}; --require-integrations asks for every package of `.[integrations]`"
+    return report
+
+
 def pytest_runtest_setup():
     """Each test draws the same, alone or among others."""
     torch.manual_seed(0)
