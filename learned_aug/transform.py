@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Callable
 from os import PathLike
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import PIL.Image
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
@@ -21,7 +19,6 @@ from learned_aug.config import Strength
 from learned_aug.draw import Draw
 from learned_aug.functional import (
     at_least_float32,
-    resize_field,
     warp_boxes,
     warp_mask,
     warp_points,
@@ -35,6 +32,7 @@ LABELS: tuple[type, ...] = (tv_tensors.Mask, tv_tensors.BoundingBoxes)
 if hasattr(tv_tensors, "KeyPoints"):  # from torchvision 0.23 on
     LABELS += (tv_tensors.KeyPoints,)
 MODES = {1: "L", 3: "RGB"}
+DEEP = ("I", "F")  # PIL's modes of more than 8 bits begin so
 SLACK = 0.5  # how far outside [0, 1] an image may be, as bicubic resizing leaves it, before it counts as normalized
 
 
@@ -43,14 +41,14 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
 
     Takes any structure of samples that torchvision's v2 transforms take. In it:
 
-    * PIL images (RGB, L), tv_tensors ``Image``, or the first plain tensor, (..., C, H, W): warped and recolored, in
+    * PIL images (RGB, L), tv_tensors ``Image``, or the first other tensor, (..., C, H, W): warped and recolored, in
       uint8 or floating with values in [0, 1]. Type, dtype and range stay. Leading dimensions are a batch, of which
       every sample gets its own draw (torchvision's own transforms draw once for a batch).
     * ``Video`` (..., T, C, H, W): one draw for all frames, made from the middle one.
     * ``Mask`` (..., H, W): warped alike, nearest pixel.
     * ``BoundingBoxes``, all formats: the box around the warped box, clamped as its ``clamping_mode`` says.
     * ``KeyPoints``: warped alike; those that leave the canvas lie outside, as with torchvision's transforms.
-    * All else, labels above all, passes.
+    * All else, labels above all, passes, as do boxes and points that are not finite.
 
     Several images in a sample (a stereo pair) get the draw of the first. Put it before ``Normalize``: images are
     normalized inside as the augmenter was fitted, and come back in [0, 1].
@@ -81,7 +79,6 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
             raise ValueError(f"strength must be finite, got {strength}")
         self.augmenter = augmenter
         self.p, self.strength = p, strength
-        self._compiled: _Compiled | None = None
 
     @classmethod
     def from_pretrained(
@@ -124,44 +121,8 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
 
     def forward(self, *inputs: Any) -> Any:
         """Transform a sample of any structure."""
-        if len(inputs) == 1 and isinstance(inputs[0], PIL.Image.Image):
-            # No tensor leaves, hence none needs to be fit for autograd.
-            with torch.inference_mode():
-                return self._picture(inputs[0])
         with torch.no_grad():
             return super().forward(*inputs)
-
-    def _picture(self, image: PIL.Image.Image) -> PIL.Image.Image:
-        """What torchvision makes of :meth:`make_params` and :meth:`transform` for a PIL image alone, in fewer steps."""
-        if self.strength == 0 or (self.p < 1 and torch.rand(1) >= self.p):
-            return image
-        compiled = self._compiled
-        augment: Callable[[Tensor, Tensor], Tensor] = self._augment_pixels
-        if compiled is not None and compiled.stands_for(self, image.size):
-            augment = compiled.run
-        pixels = self._pixels(image)[None]
-        return _to_pil(augment(pixels, self.augmenter.draw_noise(1, device=pixels.device))[0])
-
-    def _augment_pixels(self, pixels: Tensor, noise: Tensor) -> Tensor:
-        """Augment a batch of uint8."""
-        out = self.augmenter(self._normalize(_unit(pixels)), noise, strength=self.strength)
-        # Channels last, as PIL wants them, in the same pass.
-        return _cast_unit(self._denormalize(out), torch.uint8, memory_format=torch.channels_last)
-
-    def compile(self) -> None:
-        """Compile what happens to single PIL images of the augmenter's own size, which then takes half the time.
-
-        It takes about half a minute and a C++ compiler. Call it in the main process, before a DataLoader forks its
-        workers; copies, and so spawned workers, go without. Draws stay the same, and all other inputs are as before, as
-        is everything once weights or `strength` change: call it again.
-
-        Raises:
-            ValueError: if the augmenter's images are none that PIL has, or it is not on the CPU.
-        """
-        self._compiled = _Compiled(self)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_compiled": None}
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
         """Refuse what torchvision would pass by in silence."""
@@ -186,16 +147,17 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
             return {}
         if not lead:
             chosen = None
-        values = _unit(self._pixels(image))
-        normal = self._normalize(values)
+        normal = self._normalize(_unit(self._pixels(image)))
         video = isinstance(image, tv_tensors.Video)
         seen = normal[..., normal.shape[-4] // 2, :, :, :] if video else normal
         strength: float | Tensor = self.strength
         if chosen is not None:
-            chosen = chosen.to(values.device)
+            chosen = chosen.to(normal.device)
             strength = strength * chosen
-        draw = self.augmenter.draw(seen.reshape(-1, *values.shape[-3:]), strength=strength)
-        return {"drawn": _Drawn(draw, lead, chosen, image, values, normal)}
+        draw = self.augmenter.draw(seen.reshape(-1, *normal.shape[-3:]), strength=strength)
+        if draw.coarse_flow is None and draw.coarse_color is None:
+            return {}
+        return {"drawn": _Drawn(draw, lead, chosen)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Apply the draw to one input."""
@@ -204,22 +166,24 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         drawn: _Drawn = params["drawn"]
         if isinstance(inpt, PIL.Image.Image):
             return _to_pil(self._augment(inpt, torch.uint8, drawn))
-        if type(inpt) is Tensor:
-            return self._augment(inpt, inpt.dtype, drawn)
+        if _is_plain(inpt):
+            return _as_type_of(inpt, self._augment(inpt, inpt.dtype, drawn))
         if isinstance(inpt, (tv_tensors.Image, tv_tensors.Video)):
             return tv_tensors.wrap(self._augment(inpt, inpt.dtype, drawn), like=inpt)
         if not isinstance(inpt, LABELS) or drawn.draw.coarse_flow is None:
             return inpt
         plain = cast(Tensor, inpt).as_subclass(Tensor)
-        flow = drawn.draw.coarse_flow.to(plain.device)
         if isinstance(inpt, tv_tensors.Mask):
-            masks = plain.reshape(math.prod(drawn.lead), *plain.shape[len(drawn.lead) :])
+            flow = drawn.draw.coarse_flow.to(plain.device)
+            images = math.prod(drawn.lead)
+            # One image, also as a batch, may have any number of masks.
+            masks = plain[None] if images == 1 else plain.reshape(images, *plain.shape[len(drawn.lead) :])
             return tv_tensors.wrap(warp_mask(masks, flow, smooth=drawn.draw.smooth).view(plain.shape), like=inpt)
-        flow = resize_field(flow, drawn.draw.size, smooth=drawn.draw.smooth)
-        if isinstance(inpt, tv_tensors.BoundingBoxes):
-            return _warp_boxes(inpt, flow)
-        points, _ = warp_points(plain.reshape(1, -1, 2), flow)
-        return tv_tensors.wrap(_cast(points, plain.dtype).view(plain.shape), like=inpt)
+        flow = cast(Tensor, drawn.draw.flow()).to(plain.device)
+        finite = plain.isfinite().all(-1, keepdim=True)
+        known = tv_tensors.wrap(plain.where(finite, plain.new_zeros(())), like=inpt)
+        warped = _warp_boxes(known, flow) if isinstance(inpt, tv_tensors.BoundingBoxes) else _warp_points(known, flow)
+        return tv_tensors.wrap(torch.where(finite, warped, plain), like=inpt)
 
     def _pixels(self, image: Any) -> Tensor:
         """The tensor (..., C, H, W), uint8 or floating, of an image that fits the augmenter."""
@@ -230,6 +194,12 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
                 "here, or apply the Augmenter to whole batches in the main process"
             )
         if isinstance(image, PIL.Image.Image):
+            if image.mode.startswith(DEEP):
+                raise ValueError(
+                    f"the augmenter takes PIL images of 8 bits, got {image.mode}; scale it first, 16 bits by 1/257: "
+                    "PIL.Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)), as image.convert() cuts "
+                    "values off at 255"
+                )
             if image.mode != (mode := MODES.get(channels)):
                 remedy = f"use image.convert({mode!r})" if mode else "give tensors"
                 raise ValueError(f"the augmenter takes {channels} channels, got a PIL image {image.mode}; {remedy}")
@@ -247,21 +217,18 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         return values
 
     def _augment(self, image: Any, dtype: torch.dtype, drawn: _Drawn) -> Tensor:
-        if image is drawn.image:
-            values, normal = drawn.values, drawn.normal
-        else:
-            values = _unit(self._pixels(image))
-            normal = self._normalize(values)
-        batch, normal = (t.reshape(-1, *values.shape[-3:]) for t in (values, normal))
+        # Read again, not kept from make_params: the memory may hold another frame by now.
+        values = _unit(self._pixels(image))
+        batch = values.reshape(-1, *values.shape[-3:])
         draw, chosen = drawn.draw, drawn.chosen
         if len(batch) != draw.batch:  # frames of videos
             repeats = len(batch) // draw.batch
             draw = draw.repeat(repeats)
             chosen = None if chosen is None else chosen.repeat_interleave(repeats)
-        out = self._denormalize(draw.apply(normal))
+        out = self._denormalize(draw.apply(self._normalize(batch)))
         if chosen is not None:
             out = torch.where(chosen[:, None, None, None], out, batch)
-        return _cast_unit(out, dtype).view(values.shape)
+        return _cast_unit(out, dtype).reshape(values.shape)
 
     def _normalize(self, batch: Tensor) -> Tensor:
         config = self.augmenter.config
@@ -282,62 +249,28 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         return f"{type(self).__name__}({self.extra_repr()})"
 
 
-class _Compiled:
-    """What :meth:`LearnedAugment.compile` made, and the state that it stands for."""
-
-    def __init__(self, transform: LearnedAugment) -> None:
-        augmenter = transform.augmenter
-        if augmenter.config.channels not in MODES:
-            raise ValueError(
-                f"compile() is for PIL images, which have {' or '.join(map(str, MODES))} channels, got an augmenter "
-                f"for {augmenter.config.channels}; use torch.compile(transform.augmenter) for tensors"
-            )
-        self.size, self.strength = (augmenter.config.size,) * 2, transform.strength
-        self.weights = [*augmenter.parameters(), *augmenter.buffers()]
-        self.versions = [tensor._version for tensor in self.weights]
-        pixels = transform._pixels(PIL.Image.new(MODES[augmenter.config.channels], self.size))[None]
-        noise = augmenter.draw_noise(1, generator=torch.Generator())
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as many as a worker has
-        try:
-            # Ahead of time: what torch.compile checks and calls from Python would take as long as half of the rest.
-            with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-                program = torch.export.export(_PixelAugmenter(transform), (pixels, noise), strict=False)
-                package = torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/augment.pt2")
-                self.run: Callable[[Tensor, Tensor], Tensor] = torch._inductor.aoti_load_package(package)
-        finally:
-            torch.set_num_threads(threads)
-
-    def stands_for(self, transform: LearnedAugment, size: tuple[int, int]) -> bool:
-        """Whether it gives what `transform` would for a PIL image of a size (width, height)."""
-        unchanged = transform.strength == self.strength and [t._version for t in self.weights] == self.versions
-        return size == self.size and unchanged
-
-
-class _PixelAugmenter(nn.Module):
-    """The function that is compiled, as export wants it."""
-
-    def __init__(self, transform: LearnedAugment) -> None:
-        super().__init__()
-        self.transform = transform
-
-    def forward(self, pixels: Tensor, noise: Tensor) -> Tensor:
-        return self.transform._augment_pixels(pixels, noise)
-
-
 class _Drawn(NamedTuple):
-    """One call's randomness, and the image that it was drawn for."""
+    """One call's randomness; no pixels."""
 
     draw: Draw
     lead: tuple[int, ...]
     """Leading dimensions of the batch."""
     chosen: Tensor | None
     """Which samples of the batch are augmented, bool; None for all."""
-    image: Any
-    values: Tensor
-    """Those of `image`, read but once."""
-    normal: Tensor
-    """The same as the augmenter was fitted."""
+
+
+def _is_plain(item: Any) -> bool:
+    """Whether torchvision takes it for a plain tensor: subclasses too, but none of its own."""
+    return isinstance(item, Tensor) and not isinstance(item, tv_tensors.TVTensor)
+
+
+def _as_type_of(like: Tensor, values: Tensor) -> Tensor:
+    """A tensor of the same subclass and with the same attributes."""
+    if type(like) is Tensor:
+        return values
+    out = values.as_subclass(type(like))
+    vars(out).update(vars(like))
+    return out
 
 
 def _image_of(flat_inputs: list[Any]) -> Any:
@@ -346,7 +279,7 @@ def _image_of(flat_inputs: list[Any]) -> Any:
     for item in flat_inputs:
         if isinstance(item, IMAGES):
             return item
-        if tensor is None and type(item) is Tensor:
+        if tensor is None and _is_plain(item):
             tensor = item
     return tensor
 
@@ -376,10 +309,9 @@ def _check_companions(flat_inputs: list[Any], size: tuple[int, ...], lead: tuple
             )
         if isinstance(item, IMAGES):
             fits = _lead(item) == lead
-        elif isinstance(item, tv_tensors.Mask):
-            fits = tuple(item.shape[: len(lead)]) == lead
         else:
-            fits = lead == ()
+            alike = isinstance(item, tv_tensors.Mask) and tuple(item.shape[: len(lead)]) == lead
+            fits = alike or math.prod(lead) == 1
         if not fits:
             raise ValueError(
                 f"{name} {tuple(getattr(item, 'shape', ()))} does not go with a batch {lead} of images, "
@@ -394,7 +326,8 @@ def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
 def _unit(pixels: Tensor) -> Tensor:
     """Values in [0, 1], float32 at least."""
     if pixels.dtype == torch.uint8:
-        return pixels.to(torch.float32).div_(255)  # not pixels / 255, which takes 10 times as long
+        # Not pixels / 255, which takes 10 times as long; not .to(), whose memory torch 2.6 may freeze.
+        return torch.empty_like(pixels, dtype=torch.float32).copy_(pixels).div_(255)
     if not pixels.is_floating_point():
         raise TypeError(f"images must be uint8 or floating, got {pixels.dtype}; use v2.ToDtype(..., scale=True)")
     if pixels.device.type == "cpu" and pixels.numel():
@@ -407,13 +340,11 @@ def _unit(pixels: Tensor) -> Tensor:
     return at_least_float32(pixels)
 
 
-def _cast_unit(
-    values: Tensor, dtype: torch.dtype, memory_format: torch.memory_format = torch.preserve_format
-) -> Tensor:
+def _cast_unit(values: Tensor, dtype: torch.dtype) -> Tensor:
     """The reverse of :func:`_unit`; overwrites `values`."""
     if dtype == torch.uint8:
         values = values.mul_(255).round_()
-    return values.to(dtype, memory_format=memory_format)
+    return values.to(dtype)
 
 
 def _to_pil(image: Tensor) -> PIL.Image.Image:
@@ -426,7 +357,12 @@ def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
     return (values if dtype.is_floating_point else values.round()).to(dtype)
 
 
-def _warp_boxes(boxes: tv_tensors.BoundingBoxes, flow: Tensor) -> tv_tensors.BoundingBoxes:
+def _warp_points(points: Tensor, flow: Tensor) -> Tensor:
+    plain = points.as_subclass(Tensor)
+    return _cast(warp_points(plain.reshape(1, -1, 2), flow)[0], plain.dtype).view(plain.shape)
+
+
+def _warp_boxes(boxes: tv_tensors.BoundingBoxes, flow: Tensor) -> Tensor:
     plain = boxes.as_subclass(Tensor)
     values = at_least_float32(plain)
     upright = boxes.format.value in ("XYXY", "XYWH", "CXCYWH")
@@ -438,4 +374,4 @@ def _warp_boxes(boxes: tv_tensors.BoundingBoxes, flow: Tensor) -> tv_tensors.Bou
         values = warp_rotated_boxes(values.reshape(1, -1, 4, 2), flow)[0][0].flatten(-2)
     values = tv.convert_bounding_box_format(values, old_format=corners, new_format=boxes.format)
     clamped = tv.clamp_bounding_boxes(tv_tensors.wrap(values, like=boxes)).as_subclass(Tensor)
-    return tv_tensors.wrap(_cast(clamped, plain.dtype), like=boxes)
+    return _cast(clamped, plain.dtype)

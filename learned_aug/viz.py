@@ -241,7 +241,7 @@ def fit_curves(history: Sequence[Event]) -> Figure:
         window = max(1, len(points) // 10)
         axis.plot(steps, values, linewidth=1, color="C0", alpha=0.4 if window > 1 else 1)
         if window > 1:
-            means = torch.tensor(values, dtype=torch.float64).unfold(0, window, 1).mean(1)
+            means = torch.tensor(values, dtype=torch.float64).unfold(0, window, 1).mean(1).tolist()
             axis.plot(steps[window - 1 :], means, linewidth=1.5, color="C0")
         axis.set_title(name, fontsize=9)
         axis.ticklabel_format(axis="y", scilimits=(-3, 4))

@@ -162,7 +162,8 @@ def test_any_size_batch_channels_dtype_and_memory_format_works(size, batch, chan
     assert out.dtype == dtype
     assert out.isfinite().all()
     reference = augmenter(x.contiguous().double(), generator=seeded())
-    tolerance = {torch.float16: 0.01, torch.bfloat16: 0.08}.get(dtype, 1e-3)
+    # A flow of up to half of 257 px is known to 1e-5 of its length in float32, and white noise changes by 1 a pixel.
+    tolerance = {torch.float16: 0.01, torch.bfloat16: 0.08}.get(dtype, 3e-3)
     torch.testing.assert_close(out.double(), reference, atol=tolerance, rtol=tolerance)
 
 

@@ -1,6 +1,7 @@
 """The wheel and the editable install both find the bundled weights."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from learned_aug import Augmenter, AugmenterConfig
 from learned_aug.weights import files as weights
@@ -124,3 +126,13 @@ def test_source_distribution_carries_the_weights(with_weights):
         text=True,
     )
     assert any(name.endswith(f"pretrained/{NAME}/model.safetensors") for name in done.stdout.split())
+
+
+def test_oldest_versions_that_are_tested_are_those_that_the_project_promises():
+    project = (ROOT / "pyproject.toml").read_text()
+    bounds = dict(re.findall(r'"([\w-]+)(?:\[\w+\])?>=([\d.]+)"', project))
+    pins = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / ".ci" / "oldest.txt").read_text(), flags=re.M))
+    needed = re.search(r"^dependencies = \[(.*?)^\]", project, flags=re.M | re.S)[1]
+    assert [name for name in re.findall(r'"([\w-]+)', needed) if name not in pins] == []
+    differing = [name for name in pins.keys() & bounds.keys() if Version(pins[name]) != Version(bounds[name])]
+    assert differing == []

@@ -81,18 +81,6 @@ def test_eight_forked_workers_give_eight_draws_and_a_seed_repeats_them():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # the compiler's own libraries warn of their future
-def test_forked_workers_use_what_was_compiled_before():
-    augment = build()
-    torch.manual_seed(3)
-    eager = load(2, "fork", transform=to_tensors(augment))
-    augment.compile()
-    augment._augment_pixels = None  # what is not compiled would raise
-    torch.manual_seed(3)
-    torch.testing.assert_close(load(2, "fork", transform=to_tensors(augment)), eager, atol=1 / 254, rtol=0)
-
-
-@pytest.mark.slow
 def test_spawned_workers_receive_the_transform():
     images = load(2, "spawn", length=4)
     assert different(images) == 4

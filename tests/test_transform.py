@@ -416,31 +416,111 @@ def test_masks_follow_the_dense_flow_pixel_by_pixel():
         assert out[i, j] == y * 80 + x
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # the compiler's own libraries warn of their future
-def test_compiled_it_gives_pil_images_the_same_draws_until_it_changes_and_copies_go_without():
-    aug = transform(p=0.9, mean=(0.5,), std=(0.2,))
-    compiled = copy.deepcopy(aug)
-    compiled.compile()
-    for seed, size in [(0, 32), (1, 32), (2, 40)]:
-        one, two = (np.asarray(seeded(a, pil(size, size), seed=seed)).astype(int) for a in (aug, compiled))
-        assert np.abs(one - two).max() <= 1  # of 255: rounding
-        assert (one != two).mean() < 0.01
-    copied = pickle.loads(pickle.dumps(compiled))
-    assert copied._compiled is None
-    assert seeded(copied, pil()) == seeded(aug, pil())
-    compiled._compiled.run = None  # which raises, if called
-    with pytest.raises(TypeError):
-        seeded(compiled, pil())
-    for change in (
-        lambda a: a.augmenter.stages[0].encoder.convs[0].weight.mul_(2),
-        lambda a: setattr(a, "strength", 0.5),
-    ):
-        change(aug)
-        change(compiled)
-        assert seeded(compiled, pil()) == seeded(aug, pil())
+def test_hooks_of_subclasses_are_called_for_a_lone_pil_image():
+    calls = []
+
+    class Logged(LearnedAugment):
+        def check_inputs(self, flat_inputs):
+            calls.append("check_inputs")
+            super().check_inputs(flat_inputs)
+
+        def make_params(self, flat_inputs):
+            calls.append("make_params")
+            return super().make_params(flat_inputs)
+
+        def transform(self, inpt, params):
+            calls.append("transform")
+            return super().transform(inpt, params)
+
+    aug = transform()
+    assert seeded(Logged(aug.augmenter), pil()) == seeded(aug, pil())
+    assert calls == ["check_inputs", "make_params", "transform"]
 
 
-def test_what_pil_has_no_images_of_is_not_compiled():
-    with pytest.raises(ValueError, match=r"1 or 3 channels, got an augmenter for 2; use torch.compile"):
-        transform(channels=2).compile()
+def test_a_configuration_is_no_augmenter():
+    with pytest.raises(TypeError, match=r"learned_aug\.prior"):
+        LearnedAugment(AugmenterConfig())
+
+
+def test_a_buffer_that_is_filled_again_gives_the_new_frame():
+    aug, buffer, new = transform(), tensor(3, 32, 32), tensor(3, 32, 32, seed=1)
+    params = aug.make_params([buffer])
+    buffer.copy_(new)
+    assert torch.equal(aug.transform(buffer, params), aug.transform(new, params))
+
+
+@pytest.mark.parametrize("lead", [(), (2,)])
+def test_subclasses_of_tensors_come_back_with_their_attributes(lead):
+    class Tagged(torch.Tensor):
+        pass
+
+    aug, x = transform(), tensor(*lead, 3, 32, 32)
+    tagged = x.as_subclass(Tagged)
+    tagged.tag = ["a"]
+    out = seeded(aug, tagged)
+    assert type(out) is Tagged
+    assert out.tag is tagged.tag
+    assert torch.equal(out.as_subclass(torch.Tensor), seeded(aug, x))
+    mask = tv_tensors.Mask(torch.zeros(*lead, 32, 32))
+    assert type(aug(tagged, mask)[0]) is Tagged
+    assert aug(pil(), tagged)[1] is tagged
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_boxes_that_are_not_finite_stay_as_they_came(name):
+    width = {"XYXYXYXY": 8, "XYWHR": 5, "CXCYWHR": 5}.get(name, 4)
+    good = as_boxes(torch.tensor([[20.0, 20.0, 44.0, 20.0, 44.0, 36.0, 20.0, 36.0]]), name).as_subclass(torch.Tensor)
+    bad = torch.full((2, width), 7.0)
+    bad[0, 1], bad[1, 2] = torch.nan, torch.inf
+    aug, image = constant(torch.full((1, 2, 4, 4), 5.0)), tv_tensors.Image(tensor(3, 60, 80))
+    alone, mixed = (
+        aug(image, tv_tensors.BoundingBoxes(v, format=name, canvas_size=(60, 80)))[1].as_subclass(torch.Tensor)
+        for v in (good, torch.cat([bad, good]))
+    )
+    torch.testing.assert_close(mixed, torch.cat([bad, alone]), equal_nan=True)
+    assert not torch.equal(alone, good)
+
+
+@pytest.mark.skipif(not HAS_KEY_POINTS, reason="torchvision before 0.23 has no key points")
+def test_key_points_that_are_not_finite_stay_as_they_came():
+    points = torch.tensor([[[10.0, torch.nan], [30.0, 40.0]], [[-torch.inf, 3.0], [torch.nan, torch.nan]]])
+    aug = constant(torch.full((1, 2, 4, 4), 5.0))
+    out = aug(tv_tensors.Image(tensor(3, 60, 80)), tv_tensors.KeyPoints(points, canvas_size=(60, 80)))[1]
+    expected = points.clone()
+    expected[0, 1] -= 5
+    torch.testing.assert_close(out.as_subclass(torch.Tensor), expected, atol=1e-4, rtol=0, equal_nan=True)
+
+
+def test_a_batch_of_one_image_takes_the_labels_of_an_image():
+    aug, image = transform(), tv_tensors.Image(tensor(3, 60, 80))
+    boxes = tv_tensors.BoundingBoxes([[10.0, 12, 40, 50]], format="XYXY", canvas_size=(60, 80))
+    masks = tv_tensors.Mask(tensor(5, 60, 80))
+    one = seeded(aug, image, boxes, masks)
+    batch = seeded(aug, tv_tensors.Image(image[None]), boxes, masks)
+    assert torch.equal(batch[0][0], one[0])
+    assert all(torch.equal(a, b) for a, b in zip(batch[1:], one[1:], strict=True))
+    single = seeded(aug, tv_tensors.Image(image[None]), tv_tensors.Mask(masks[:1]))[1]
+    assert torch.equal(single, one[2][:1])
+
+
+@pytest.mark.parametrize("statistics", [{}, {"mean": (0.5,), "std": (0.2,)}])
+def test_what_lies_outside_0_and_1_is_kept_at_tiny_strength(statistics):
+    x = torch.linspace(-0.4, 1.4, 3 * 32 * 32).view(3, 32, 32)
+    torch.testing.assert_close(transform(strength=1e-6, **statistics)(x), x, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_deep_pil_images_are_refused_with_a_remedy_that_keeps_them(mode, channels):
+    with pytest.raises(ValueError, match=r"of 8 bits, got .*1/257") as info:
+        transform(channels=channels)(PIL.Image.new(mode, (32, 32)))
+    assert "convert('L')" not in str(info.value)
+    image = PIL.Image.fromarray(np.full((32, 32), 65535, np.uint16))
+    scaled = PIL.Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    assert (scaled.mode, scaled.getextrema()) == ("L", (255, 255))
+
+
+def test_without_any_family_of_changes_images_pass():
+    image = pil()
+    aug = LearnedAugment(Augmenter(AugmenterConfig(affine=0, warp=0, color=0, tau_dim=8)))
+    assert aug(image) is image

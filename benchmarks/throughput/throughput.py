@@ -8,7 +8,7 @@ those that draw for a batch are called 8 times a round; speeds are ratios of mea
 intervals from resampling the rounds. Times are of the wall clock, and of the CPU for this process, which other
 processes disturb less. kornia (0.9) is measured if installed: `pip install kornia`.
 
---compile adds what is compiled: LearnedAugment.compile() for PIL images at 32 px, torch.compile for the Augmenter.
+--compile adds what is compiled: torch.compile for the Augmenter.
 --device cuda times tensors on the GPU instead. --steps adds training steps of ResNet-56, Wide-ResNet-28-10
 and ResNet-50, and what share of them the augmentation is.
 """
@@ -97,9 +97,6 @@ def contenders(size: int, device: str, compile_too: bool) -> dict[str, Contender
     if device == "cpu":
         pil = [v2.functional.to_pil_image(image) for image in bytes_]
         policies = {"LearnedAugment": LearnedAugment(ours), **policies}
-        if compile_too and size == 32:
-            policies["LearnedAugment compiled"] = LearnedAugment(ours)
-            policies["LearnedAugment compiled"].compile()
         for name, policy in policies.items():
             some = pil[: {"AugMix": 16, "ElasticTransform + ColorJitter": 8 if size < 100 else 2}.get(name, 64)]
             call = lambda policy=policy, some=some: [policy(image) for image in some]  # noqa: E731
