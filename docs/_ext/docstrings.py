@@ -60,6 +60,20 @@ def named_returns(lines: list[str]) -> list[str]:
     return [*lines[:start], f"{' ' * margin}By name:", "", *body, *lines[end:]]
 
 
+def code(lines: list[str]) -> list[str]:
+    """Return the lines with what is indented before the first section, such as "Args:", as literal blocks."""
+    out: list[str] = []
+    inside = section = False
+    for line in lines:
+        section = section or bool(re.match(r"[A-Z][a-z]+:$", line))
+        indented = line.startswith("    ") and not section
+        if indented and not inside and len(out) > 1 and not out[-1] and not out[-2].endswith("::"):
+            out += ["::", ""]
+        inside = indented or (inside and not line)
+        out.append(line)
+    return out
+
+
 def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Escape a docstring, before napoleon reads it."""
     if lines and lines[0].startswith("Alias for field number"):  # what Python writes where there is no text
@@ -67,7 +81,7 @@ def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
     if what in ("attribute", "property", "data"):  # napoleon would take "Strength: a share" for a type and its text
         lines[:0] = ["..", ""]  # an empty comment
     escaped, literal = [], False
-    for line in lines:
+    for line in code(lines):
         if literal and line.strip() and not line.startswith(" "):
             literal = False
         escaped.append(line if literal else escape(line))
