@@ -71,12 +71,22 @@ def calibrate(augmenter: Augmenter, images: Tensor, generator: torch.Generator |
         draw = augmenter.extend(draw, generator_net.fields(raw), units.expand(images.shape[0], -1))
 
 
+def gray_levels(images: Tensor) -> Tensor:
+    """Return images of the shape of (B, C, H, W) whose pixels are gray, each of a level uniform in [0, 1].
+
+    The strength of a color filter is how much it changes these. On the user's own images the same strength would be
+    another filter for each data set: on dark ones an offset three times as large.
+    """
+    levels = torch.rand(images[:1, :1].shape, generator=torch.Generator().manual_seed(0))
+    return levels.to(images).expand_as(images)
+
+
 def _spread(config: AugmenterConfig, family: str, draw: Draw, images: Tensor) -> float:
     """How far the first and the second half of the draws differ, in the unit of the family."""
     if family == "color":
-        one, two = recolor(images, cast(Tensor, draw.coarse_color)).chunk(2)
-        std = sum(config.std) / len(config.std)
-        return float((one - two).abs().mean()) * std
+        mean, std = (images.new_tensor(v)[:, None, None] for v in (config.mean, config.std))
+        one, two = recolor((gray_levels(images) - mean) / std, cast(Tensor, draw.coarse_color)).chunk(2)
+        return float(((one - two) * std).abs().mean())
     one, two = cast(Tensor, draw.flow()).chunk(2)
     scale = (config.size - 1) / (draw.size[0] - 1)  # to pixels of the training size
     return float((one - two).norm(dim=1).mean()) * scale / config.size

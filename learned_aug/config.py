@@ -41,7 +41,8 @@ class AugmenterConfig:
     warp: Strength = (0.0, 0.125)
     """Strength of the local warp, a share of the image side (ours: drawn for each image)."""
     color: Strength = (0.0, 0.4)
-    """Strength of the color filter, a share of the range [0, 1] (ours: drawn for each image)."""
+    """Strength of the color filter, a share of the range [0, 1], on gray pixels of all levels (ours: drawn for each
+    image)."""
     color_points: int | None = 1
     """Control points of the color filter along each side: 1 is one filter for the whole image (ours), None is as many
     as the warp has (paper)."""

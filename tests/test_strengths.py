@@ -27,12 +27,13 @@ OFF = {"affine": 0.0, "warp": 0.0, "color": 0.0}
 
 
 def difference(augmenter, x, seeds=(10, 11)):
-    """Mean distance of two draws: (share of the side, share of the range), without the clamp."""
+    """Mean distance of two draws, without the clamp: (share of the side, share of the range on gray pixels)."""
     one, two = (augmenter.draw(x, generator=seeded(s)) for s in seeds)
-    std = sum(augmenter.config.std) / len(augmenter.config.std)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (augmenter.config.mean, augmenter.config.std))
+    gray = torch.linspace(0, 1, x[0, 0].numel()).view_as(x[:1, :1]).expand_as(x)
     flow = 0.0 if one.coarse_flow is None else float((one.flow() - two.flow()).norm(dim=1).mean())
-    colors = [None if d.coarse_color is None else recolor(x, d.coarse_color) for d in (one, two)]
-    color = 0.0 if colors[0] is None else float((colors[0] - colors[1]).abs().mean()) * std
+    colors = [None if d.coarse_color is None else recolor((gray - mean) / std, d.coarse_color) for d in (one, two)]
+    color = 0.0 if colors[0] is None else float(((colors[0] - colors[1]) * std).abs().mean())
     return flow / max(x.shape[-2:]), color
 
 

@@ -1,0 +1,196 @@
+"""The cells of the panel: data, images per class, classifier and schedule, fixed once for all arms."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from resnets import residual_network
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torchvision.datasets import MNIST, ImageFolder
+
+from learned_aug.digits import all_conv
+
+HELD_OUT = 5000  # hyper-validation images at most, of those that are not trained on
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One column of the panel."""
+
+    data: str
+    """A folder of class folders below the root, train/, val/ (or none) and test/; or "mnist", torchvision's layout; or
+    "color", digits x red or blue ink on random gray, made of MNIST."""
+    per_class: int
+    """Labeled training images of each class, another choice for each seed."""
+    steps: int = 1000
+    batch_size: int = 64
+    lr: float = 0.1
+    flip: bool = False
+    """Whether a mirror image keeps its label; if so all arms flip at random. All arms crop."""
+    model: str = "resnet8"
+    """"resnet8", of width 16, or "all-conv", of width 16."""
+    side: int = 32
+    gray: bool = False
+
+
+CELLS = {
+    "mnist-50": Cell("mnist", 50, batch_size=50, lr=0.05, model="all-conv", side=28, gray=True),
+    "cifar10-100": Cell("cifar10", 100, steps=2000, flip=True),
+    "cifar10-500": Cell("cifar10", 500, steps=4000, flip=True),
+    "cifar10-1000": Cell("cifar10", 1000, steps=4000, flip=True),
+    "sign-10": Cell("sign-digits", 10, flip=True),
+    "omniglot": Cell("omniglot", 10, steps=2000, gray=True),
+    "cells-30": Cell("bccd-cells", 30, flip=True),
+    "color-10": Cell("color", 10),
+    "color-60": Cell("color", 60),
+}
+
+
+class Pixels(Dataset):
+    """Images (N, C, H, W) in uint8, read as floats in [0, 1]; cropped and flipped at random if `pad` or `flip` say so.
+
+    An index may be a list of them, for a whole batch at once.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, *, pad: int = 0, flip: bool = False) -> None:
+        self.images, self.labels, self.pad, self.flip = images, labels, pad, flip
+        self.padded = nn.functional.pad(images, (pad,) * 4)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int | Sequence[int]) -> tuple[Tensor, Tensor]:
+        at = torch.as_tensor(index)
+        rows = at.reshape(-1)
+        height, width = self.images.shape[-2:]
+        down, across = torch.randint(2 * self.pad + 1, (2, len(rows), 1))
+        columns = torch.arange(width).expand(len(rows), -1)
+        if self.flip:
+            columns = torch.where(torch.rand(len(rows), 1) < 0.5, width - 1 - columns, columns)
+        y, x = (down + torch.arange(height))[:, None, :, None], (across + columns)[:, None, None, :]
+        channels = torch.arange(self.images.shape[1])[None, :, None, None]
+        images = self.padded[rows[:, None, None, None], channels, y, x].float() / 255
+        return images.reshape(*at.shape, *images.shape[1:]), self.labels[at]
+
+
+def batches(data: Pixels, size: int, *, shuffle: bool) -> DataLoader:
+    """A loader that reads a batch at once; if it shuffles, all batches are full."""
+    order = RandomSampler(data) if shuffle else SequentialSampler(data)
+    return DataLoader(data, sampler=BatchSampler(order, min(size, len(data)), drop_last=shuffle), batch_size=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """The images of one seed: labeled ones, hyper-validation and test images."""
+
+    train: Pixels
+    val: Pixels
+    test: Pixels
+    classes: int
+
+    def model(self, kind: str) -> nn.Module:
+        """A fresh classifier, its weights drawn from the global generator."""
+        channels = self.train.images.shape[1]
+        if kind == "all-conv":
+            return BFloat16(all_conv(16, channels, self.classes))
+        network = residual_network(8, 16, self.classes)
+        if channels != 3:
+            network[0] = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
+        return BFloat16(network)
+
+
+class BFloat16(nn.Module):
+    """A classifier that runs under autocast, which saves a third of the time of these trainings on a CPU."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16):
+            logits: Tensor = self.model(images.contiguous(memory_format=torch.channels_last))
+        return logits.float()
+
+
+def fold(root: Path, cell: Cell, seed: int) -> Fold:
+    """Read a cell's data and take the labeled images of a seed from its training part."""
+    parts = load(root, cell)
+    images, labels = parts["train"]
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    classes = int(labels.max()) + 1
+    chosen = torch.cat([order[labels[order] == k][: cell.per_class] for k in range(classes)])
+    taken = torch.zeros(len(labels), dtype=torch.bool)
+    taken[chosen] = True
+    rest = order[~taken[order]][:HELD_OUT]
+    val = images[rest], labels[rest]
+    if "val" in parts:
+        val = torch.cat([val[0], parts["val"][0]]), torch.cat([val[1], parts["val"][1]])
+    train = Pixels(images[chosen], labels[chosen], pad=max(1, cell.side // 8 if cell.side > 28 else 2), flip=cell.flip)
+    return Fold(train, Pixels(*val), Pixels(*parts["test"]), classes)
+
+
+_read: dict[tuple[Path, str, int, bool], dict[str, tuple[Tensor, Tensor]]] = {}
+
+
+def load(root: Path, cell: Cell) -> dict[str, tuple[Tensor, Tensor]]:
+    """Images (N, C, side, side) in uint8 and labels of each part; a copy beside the data makes the next start fast."""
+    key = root, cell.data, cell.side, cell.gray
+    if key in _read:
+        return _read[key]
+    _read.clear()  # one data set at a time
+    if cell.data in ("mnist", "color"):
+        read = {p: MNIST(root, train=p == "train") for p in ("train", "test")}
+        parts = {p: (d.data[:, None], d.targets) for p, d in read.items()}
+        if cell.data == "color":
+            parts = {p: colored(*pair, seed) for seed, (p, pair) in enumerate(parts.items(), 1)}
+    else:
+        parts = folder(root / cell.data, cell.side, gray=cell.gray)
+    _read[key] = parts
+    return parts
+
+
+def folder(path: Path, side: int, *, gray: bool) -> dict[str, tuple[Tensor, Tensor]]:
+    """Read class folders in train/, val/ and test/, each image stretched to a square."""
+    cache = path / f".panel-{side}{'-gray' if gray else ''}.npz"
+    if cache.exists():
+        with np.load(cache) as arrays:
+            names = {name.split("_")[0] for name in arrays.files}
+            pairs = {p: (arrays[f"{p}_images"], arrays[f"{p}_labels"]) for p in names}
+        return {p: (torch.from_numpy(x), torch.from_numpy(y)) for p, (x, y) in pairs.items()}
+    parts, arrays = {}, {}
+    for part in ("train", "val", "test"):
+        if not (path / part).is_dir():
+            continue
+        data = ImageFolder(path / part)
+        pixels = []
+        for file, _ in data.samples:
+            with Image.open(file) as image:
+                square = image.convert("L" if gray else "RGB").resize((side, side), Image.Resampling.BILINEAR)
+            pixels.append(np.atleast_3d(np.asarray(square)).transpose(2, 0, 1))
+        arrays[f"{part}_images"], arrays[f"{part}_labels"] = np.stack(pixels), np.array(data.targets)
+        parts[part] = torch.from_numpy(arrays[f"{part}_images"]), torch.from_numpy(arrays[f"{part}_labels"])
+    if not {"train", "test"} <= parts.keys():
+        raise SystemExit(f"{path} must hold train/ and test/ with one folder for each class, found {sorted(parts)}")
+    np.savez(cache, **arrays)
+    return parts
+
+
+def colored(digits: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Digits (N, 1, 28, 28) in red or blue ink on random gray, (N, 3, 32, 32); the class is 10 x red + the digit."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(len(digits), 1, 1, 1, generator=generator)
+
+    ink_share = nn.functional.pad(digits, (2,) * 4).float() / 255
+    paper, bright, dark, darker = uniform(0, 1), uniform(0.6, 1), uniform(0, 0.3), uniform(0, 0.3)
+    red = torch.randint(2, (len(digits), 1, 1, 1), generator=generator)
+    ink = torch.where(red == 1, torch.cat([bright, dark, darker], 1), torch.cat([dark, darker, bright], 1))
+    images = ink_share * ink + (1 - ink_share) * paper
+    return (255 * images).round().to(torch.uint8), labels + 10 * red.flatten()

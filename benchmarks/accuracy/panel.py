@@ -1,0 +1,164 @@
+"""Test error of augmentations on nine cells of five data sets, paired over seeds, with one setting for all.
+
+    python benchmarks/accuracy/panel.py --data ROOT --seeds 50-59 --jobs 2
+    python benchmarks/accuracy/panel.py --data ROOT --set flowers --per-class 20 --seeds 50-52
+    python benchmarks/accuracy/panel.py --report
+
+ROOT holds MNIST/raw as torchvision writes it, and the folders cifar10, sign-digits, omniglot and bccd-cells, each with
+train/, val/ (or none) and test/ of class folders; --set adds a folder of the same form. In a seed all arms share the
+labeled images, the classifier's first weights, the order of the images and the schedule. All crop by an eighth of the
+side, and flip where that keeps the label. Every training is one line of the results file, and is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from cells import CELLS, Cell, batches, fold
+from scipy import stats
+from torch import nn
+from torchvision.transforms import v2
+
+from learned_aug import RetrainConfig, SteeredDraws, evaluate, retrain
+from learned_aug.training.arms import each
+
+HERE = Path(__file__).parent
+# From a fresh classifier and a seed to what retrain takes as `augment`.
+ARMS: dict[str, Callable[[nn.Module, int], Any]] = {
+    "baseline": lambda model, seed: None,
+    "TrivialAugmentWide": lambda model, seed: each(v2.TrivialAugmentWide()),
+    "prior": lambda model, seed: SteeredDraws(model, tilt=0, seed=seed),
+    "steered": lambda model, seed: SteeredDraws(model, seed=seed),
+    "reversed": lambda model, seed: SteeredDraws(model, tilt=-3, seed=seed),
+    "ungated": lambda model, seed: SteeredDraws(model, gate=0, seed=seed),
+}
+MAIN = ["baseline", "TrivialAugmentWide", "prior", "steered"]
+Job = tuple[str, Cell, str, int, Path]
+
+
+def train(job: Job) -> dict[str, Any]:
+    """Train one classifier and measure it."""
+    name, cell, arm, seed, root = job
+    torch.set_num_threads(1)
+    data = fold(root, cell, seed)
+    torch.manual_seed(seed)
+    model = data.model(cell.model)
+    config = RetrainConfig(steps=cell.steps, batch_size=cell.batch_size, lr=cell.lr)
+    start = time.process_time()
+    loader = batches(data.train, cell.batch_size, shuffle=True)
+    retrain(model, loader, config, augment=ARMS[arm](model, seed), seed=seed)
+    seconds = time.process_time() - start
+    val, test = (batches(part, 500, shuffle=False) for part in (data.val, data.test))
+    (val_error, _), (test_error, test_loss) = evaluate(model, val), evaluate(model, test)
+    return {
+        "cell": name,
+        "arm": arm,
+        "seed": seed,
+        "settings": dataclasses.asdict(cell),
+        "val_error": val_error,
+        "test_error": test_error,
+        "test_loss": test_loss,
+        "seconds": round(seconds, 1),
+        "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
+        "device": f"cpu, 1 thread, {platform.machine()}",
+    }
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a results file; a line cut off by a kill is left out."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def identity(row: dict[str, Any]) -> str:
+    """What makes a training the same one."""
+    return json.dumps([row[key] for key in ("cell", "arm", "seed", "settings")], sort_keys=True)
+
+
+def table(rows: list[dict[str, Any]], key: str = "test_error") -> str:
+    """Mean errors, and differences to the prior, paired by seed, with 95 % t-intervals."""
+    errors: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        errors[row["cell"]][row["arm"]][row["seed"]] = 100 * row[key]
+    lines = [f"{'cell':14}{'arm':20} n  error %         minus prior, points (95 %)   seeds better"]
+    for cell, arms in errors.items():
+        for arm in sorted(arms, key=lambda a: list(ARMS).index(a)):
+            values, prior = arms[arm], arms.get("prior", {})
+            mean, spread = stats.tmean(list(values.values())), stats.tstd(list(values.values()))
+            line = f"{cell:14}{arm:20}{len(values):2}  {mean:5.2f} +- {spread:5.2f}"
+            pairs = [values[s] - prior[s] for s in values.keys() & prior.keys()]
+            if arm != "prior" and len(pairs) > 1:
+                low, high = stats.t.interval(0.95, len(pairs) - 1, stats.tmean(pairs), stats.sem(pairs))
+                better = sum(d < 0 for d in pairs)
+                line += f"  {stats.tmean(pairs):+6.2f} [{low:+6.2f}, {high:+6.2f}]   {better} of {len(pairs)}"
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="root folder of the data sets")
+    parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=list(CELLS), help="(all)")
+    parser.add_argument("--arms", nargs="+", default=MAIN, choices=list(ARMS), help=f"({' '.join(MAIN)})")
+    parser.add_argument("--seeds", default="50-59", help="such as 50-59 (%(default)s)")
+    parser.add_argument("--set", metavar="DIR", help="a folder below ROOT to run in place of the cells")
+    for field in dataclasses.fields(Cell)[1:]:
+        given = None if field.default is dataclasses.MISSING else field.default
+        option = f"--{field.name.replace('_', '-')}"
+        if isinstance(given, bool):
+            parser.add_argument(option, action="store_true", help="of --set")
+        else:
+            parser.add_argument(option, type=type(given or 10), default=given or 10, help="of --set (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the trainings (%(default)s)")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "panel.jsonl")
+    parser.add_argument("--report", action="store_true", help="only print the table")
+    args = parser.parse_args()
+    cells = {name: CELLS[name] for name in args.cells}
+    if args.set:
+        values = {field.name: getattr(args, field.name) for field in dataclasses.fields(Cell)[1:]}
+        cells = {f"{args.set}-{args.per_class}": Cell(args.set, **values)}
+    first, _, last = args.seeds.partition("-")
+    seeds = range(int(first), int(last or first) + 1)
+    if not args.report:
+        if args.data is None:
+            parser.error("--data is needed to train")
+        done = {identity(row) for row in read(args.results)}
+        jobs = [(n, c, a, s, args.data) for s in seeds for n, c in cells.items() for a in args.arms]
+        jobs = [
+            job
+            for job in jobs
+            if identity({"cell": job[0], "arm": job[2], "seed": job[3], "settings": dataclasses.asdict(job[1])})
+            not in done
+        ]
+        command = " ".join(["python", *(os.path.relpath(sys.argv[0]), *sys.argv[1:])])
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(args.jobs) as pool, args.results.open("a") as file:
+            for k, row in enumerate(pool.imap_unordered(train, jobs), 1):
+                file.write(json.dumps({**row, "command": command, "commit": commit}) + "\n")
+                file.flush()
+                print(
+                    f"{k}/{len(jobs)} {row['cell']} {row['arm']} {row['seed']}: test {100 * row['test_error']:.2f} %, "
+                    f"{row['seconds']:.0f} s",
+                    file=sys.stderr,
+                )
+    rows = [r for r in read(args.results) if r["seed"] in seeds and r["cell"] in cells and r["arm"] in args.arms]
+    print(table(rows) if rows else "no results yet: give --data")
+
+
+if __name__ == "__main__":
+    main()
