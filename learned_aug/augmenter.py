@@ -212,7 +212,7 @@ class Augmenter(PretrainedMixin):
         for k, pair in enumerate(self.pairs()):
             code = self.encode(pair, images if k == 0 else draw.apply(images))
             mask = self.mask(given[:, k, : config.tau_dim], code.keep) if masks is None else given[:, k]
-            fields = pair.generator(code.tau * mask.to(code.tau.dtype))
+            fields = pair.generator(code.tau, mask)
             draw = self.extend(draw, fields, strengths, strength)
             used.append(mask)
             if code.keep is not None:

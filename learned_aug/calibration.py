@@ -42,7 +42,7 @@ def calibrate(augmenter: Augmenter, images: Tensor, generator: torch.Generator |
         generator_net = pair.generator
         code = augmenter.encode(pair, draw.apply(images))
         mask = augmenter.mask(noise[:, k, : config.tau_dim], code.keep)
-        raw = generator_net.raw(code.tau * mask.to(code.tau.dtype))
+        raw = generator_net.drawn(code.tau, mask)
         generator_net.center.copy_(raw.mean(0))
         generator_net.gain.fill_(1)
         for family, name in enumerate(FAMILIES):

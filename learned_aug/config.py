@@ -17,7 +17,7 @@ FAMILIES = ("affine", "warp", "color")
 # Strengths to which calibrate_ brings the networks, and of which ranges are multiples.
 UNITS = {"affine": 0.0625, "warp": 0.0625, "color": 0.1}
 # Fields that configurations of version 1 lack, and what they mean there.
-VERSION_1 = {"affine": 0.0, "warp": None, "color": None, "color_points": None}
+VERSION_1 = {"affine": 0.0, "warp": None, "color": None, "color_points": None, "centered": False}
 
 Variant = Literal["parallel", "serial", "spatial", "appearance"]
 Strength = float | tuple[float, float] | None
@@ -43,6 +43,9 @@ class AugmenterConfig:
     color: Strength = (0.0, 0.4)
     """Strength of the color filter, a share of the range [0, 1], on gray pixels of all levels (ours: drawn for each
     image)."""
+    centered: bool = True
+    """Whether what the code does without dropout is subtracted from each image's fields (ours), so that its draws are
+    spread around the image itself. Without dropout it has no effect."""
     color_points: int | None = 1
     """Control points of the color filter along each side: 1 is one filter for the whole image (ours), None is as many
     as the warp has (paper)."""
@@ -92,6 +95,7 @@ class AugmenterConfig:
             "dropout": ("fixed", "learned"),
             "fields": ("grid", "pixel"),
             "variant": get_args(Variant),
+            "centered": (True, False),
             "pooled": (True, False),
         }
         for name, allowed in choices.items():
@@ -109,6 +113,8 @@ class AugmenterConfig:
                 f"config version must be 1 or {CONFIG_VERSION} for this release, got {self.version}; get one that "
                 "matches"
             )
+        if self.version == 1 and self.centered:
+            raise ValueError("weights of version 1 have centered=False, got True; leave it out of their file")
         for name in FAMILIES:
             object.__setattr__(self, name, self._strength(name))
         if self.variant in ("serial", "appearance") and not self.recolors:
@@ -149,6 +155,7 @@ class AugmenterConfig:
         """
         choices: dict[str, Any] = {
             "affine": 0.0,
+            "centered": False,
             "warp": UNITS["warp"],
             "color": UNITS["color"] if channels == 3 else 0.0,
             "color_points": None,
@@ -182,6 +189,11 @@ class AugmenterConfig:
         pairs = list(itertools.zip_longest(self.mean, self.std))
         filled = [(self.mean[0] if m is None else m, self.std[0] if s is None else s) for m, s in pairs]
         return tuple(-m / s for m, s in filled), tuple((1 - m) / s for m, s in filled)
+
+    @property
+    def centers(self) -> bool:
+        """Whether `centered` has an effect."""
+        return self.centered and self.tau_dropout > 0
 
     @property
     def stages(self) -> tuple[tuple[bool, bool], ...]:

@@ -141,7 +141,7 @@ class Generator(nn.Module):
 
     The warp is made of the raw warp fields, the affine map of their mean over the image; likewise the color filter of
     the raw color fields or of their mean. `center`, the mean raw field that :meth:`Augmenter.calibrate_` measures, is
-    subtracted so that an untrained G has no constant warp or color cast, and `gain` brings each family to its unit.
+    subtracted so that an untrained G has no constant warp or color cast; see :meth:`drawn` for that of each image; and `gain` brings each family to its unit.
 
     `level` bounds how fine "pixel" fields are while they grow, see :meth:`Augmenter.grown_to`; it is no part of the
     weights.
@@ -190,9 +190,18 @@ class Generator(nn.Module):
         margin = (x.shape[-1] - self.side) // 2
         return x[..., margin : margin + self.side, margin : margin + self.side] if margin else x
 
-    def forward(self, codes: Tensor) -> Fields:
-        """Map codes (B, tau_dim), dropout applied, to the fields of each family at its unit; float32 at least."""
-        return self.fields(self.raw(codes))
+    def drawn(self, tau: Tensor, mask: Tensor) -> Tensor:
+        """Map codes and masks of dropout, (B, tau_dim) both, to raw fields, less those of the code without dropout.
+
+        What the code alone does to an image is the same at each draw: not subtracted, it is a constant warp of this
+        image, two thirds as long as all that a draw does.
+        """
+        raw = self.raw(tau * mask.to(tau.dtype))
+        return raw - self.raw(tau) if self.config.centers else raw
+
+    def forward(self, tau: Tensor, mask: Tensor | None = None) -> Fields:
+        """Map codes, and masks of dropout unless it is applied, to the fields of each family at its unit."""
+        return self.fields(self.raw(tau) if mask is None else self.drawn(tau, mask))
 
     def fields(self, raw: Tensor) -> Fields:
         """Center, scale and bound what :meth:`raw` gave: the second half of :meth:`forward`."""

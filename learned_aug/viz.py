@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import PIL.Image
@@ -250,6 +250,36 @@ def fit_curves(history: Sequence[Event]) -> Figure:
         axis.set_xlabel("step", fontsize=7)
     for axis in axes[len(curves) :]:
         axis.set_axis_off()
+    return figure
+
+
+def strength_panels(
+    strengths: Mapping[str, Sequence[float]], drops: Mapping[str, Sequence[tuple[float, float]]], title: str = ""
+) -> Figure:
+    """One panel for each family of changes: predicted fall of the validation loss against strength, with intervals.
+
+    Args:
+        strengths: by family, the strengths tried.
+        drops: by family, for each strength the mean and half of the width of its interval, nats.
+        title: shown above, such as :attr:`StrengthCurves.verdict`.
+
+    Raises:
+        ImportError: without matplotlib, the extra "viz".
+        ValueError: if there is no family.
+    """
+    if not strengths:
+        raise ValueError("strengths must hold at least one family, got none; switch one on in the augmenter's config")
+    figure = _figure("strength_panels", 3.0 * len(strengths), 2.8)
+    axes = figure.subplots(1, len(strengths), squeeze=False, sharey=True)[0]
+    for axis, (family, values) in zip(axes, strengths.items(), strict=True):
+        means, margins = zip(*drops[family], strict=True)
+        axis.axhline(0, color="0.7", linewidth=1)
+        axis.errorbar(values, means, margins, marker="o", markersize=3, linewidth=1.2, capsize=2)
+        axis.set_xlabel(family, fontsize=9)
+        axis.tick_params(labelsize=7)
+    axes[0].set_ylabel("predicted fall of the\nvalidation loss, nats", fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=8)
     return figure
 
 

@@ -14,7 +14,8 @@ from learned_aug.augmenter import shrunk
 from learned_aug.draw import CHUNK
 from learned_aug.functional import recolor
 
-OLD = {"version": 1, "affine": 0.0, "warp": None, "color": None, "color_points": None, "encoder_size": 32}
+OLD = {"version": 1, "affine": 0.0, "warp": None, "color": None, "color_points": None, "centered": False}
+OLD = {**OLD, "encoder_size": 32}
 FORMS = [
     {},
     OLD,
@@ -95,8 +96,8 @@ def test_batched_equals_unbatched(augmenter):
     x = images(5, augmenter.config, (40, 27))
     noise = augmenter.draw_noise(5)
     one_by_one = torch.cat([augmenter(x[k : k + 1], noise[k : k + 1]) for k in range(5)])
-    # 1e-5 of the range [0, 1], before normalization.
-    torch.testing.assert_close(augmenter(x, noise), one_by_one, atol=1e-5 / min(augmenter.config.std), rtol=0)
+    # 2e-5 of the range [0, 1], before normalization.
+    torch.testing.assert_close(augmenter(x, noise), one_by_one, atol=2e-5 / min(augmenter.config.std), rtol=0)
 
 
 @pytest.mark.parametrize("form", [{}, {"variant": "spatial"}, {"variant": "appearance"}, {"fields": "pixel"}], ids=str)
@@ -218,7 +219,7 @@ def test_dark_images_calibrate_the_filter_that_bright_ones_do(form):
 
 
 def test_gradients_reach_e_g_and_the_input_only_when_asked():
-    augmenter = build()
+    augmenter = build(centered=False)  # where it is, the last bias cancels
     x = images(3, augmenter.config)
     assert not augmenter(x).requires_grad
     x.requires_grad_()

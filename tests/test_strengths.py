@@ -61,6 +61,15 @@ def test_the_difference_grows_with_the_strength(family, factor):
     assert max(difference(augmenter, x)) == pytest.approx(factor * before, rel=0.05)
 
 
+@pytest.mark.parametrize("centered", [True, False])
+def test_the_draws_of_an_image_are_spread_around_the_image_itself(centered):
+    augmenter = build(**{**OFF, "warp": UNITS["warp"], "centered": centered})
+    x = images(32, augmenter.config, seed=9)
+    flows = torch.stack([augmenter.augment(x, generator=seeded(k)).flow for k in range(16)])
+    constant = flows.mean(0).norm(dim=1).mean() / flows.norm(dim=2).mean()
+    assert constant < 0.4 if centered else constant > 0.55
+
+
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_a_calibrated_augmenter_has_no_constant_warp(form):
     augmenter = build(**{"affine": 0.0, "warp": 0.0625, **form})

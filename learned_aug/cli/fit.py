@@ -41,7 +41,7 @@ from learned_aug.augmenter import Augmenter
 from learned_aug.cli.classifier import load_checkpoint
 from learned_aug.cli.folder import ImageFolders
 from learned_aug.cli.main import IncompleteError, plain
-from learned_aug.cli.report import Parts, write_figures, write_report, write_weights
+from learned_aug.cli.report import Parts, write_figures, write_report, write_strengths, write_weights
 from learned_aug.cli.settings import add_setting
 from learned_aug.cli.work import Work, add_data_arguments, check_head, keep_folder
 from learned_aug.config import FAMILIES, AugmenterConfig
@@ -50,6 +50,7 @@ from learned_aug.fit.dropout import DropoutConfig
 from learned_aug.fit.linear import LinearConfig
 from learned_aug.fit.pipeline import FitResult, fit
 from learned_aug.fit.pretrain import PretrainConfig
+from learned_aug.training.curves import StrengthCurves, strength_curves
 from learned_aug.training.retrain import RetrainConfig
 from learned_aug.training.steer import SteeredDraws
 from learned_aug.viz import corrected_samples
@@ -186,6 +187,11 @@ def _report(
     pictures: dict[str, tuple[PIL.Image.Image, str]] = {}
     if work.schedule is not None and work.data.test is not None:
         _compare(work, result, model if args.weights is None else None, parts, errors, pictures)
+    curves: list[StrengthCurves] = []
+    with parts.attempt("strengths.png"):
+        train, val = (_loader(work, part) for part in (work.data.train, work.data.val))
+        curves.append(strength_curves(model, train, val, result.prior, head=args.head))
+        write_strengths(args.out / "strengths.png", curves[0])
     device = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     if torch.device(args.device).type == "cuda":
         device = torch.cuda.get_device_name(args.device)
@@ -213,12 +219,14 @@ def _report(
             "classes": work.data.classes,
             "val_error": error,
             "test_error": errors,
+            "strengths": [dataclasses.asdict(c) for c in curves],
             "seconds": {**seconds, "all": time.perf_counter() - begin},
             "device": device,
         },
         parts=parts,
     )
     lines = [f"The classifier is wrong on {error:.2%} of val. What the augmenters do:", "", str(result), ""]
+    lines += [f"Strength curves (strengths.png): {c.verdict}" for c in curves] + [""] * len(curves)
     if errors:
         width = max(map(len, errors))
         lines.append(f"{'trained with':{width}}  wrong on test")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 import torch
@@ -20,11 +20,15 @@ from torch import Tensor
 
 from learned_aug.cli.main import one_line
 from learned_aug.fit.pipeline import FitResult
+from learned_aug.training.curves import StrengthCurves
 from learned_aug.viz import diversity_grid, fit_curves, tau_traversal
 from learned_aug.weights.card import CARD_NAME, PACKAGES, CardFacts
 from learned_aug.weights.files import write_atomic
 
-__all__ = ["Parts", "png", "settings_of", "write_figures", "write_report", "write_weights"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Parts", "png", "settings_of", "write_figures", "write_report", "write_strengths", "write_weights"]
 
 SHOWN = 8  # images of the diversity grid
 SIDE = 64  # pixels of a cell, at least
@@ -169,13 +173,22 @@ def write_report(
     return [*written, *(name for name in ("curves.png", "fit.json") if (folder / name).exists())]
 
 
+def write_strengths(path: Path, curves: StrengthCurves) -> None:
+    """Write the picture of strength curves; nothing without matplotlib, the extra "viz"."""
+    _write_figure(path, curves.figure)
+
+
 def _write_curves(path: Path, result: FitResult) -> None:
+    _write_figure(path, lambda: fit_curves(result.history))
+
+
+def _write_figure(path: Path, draw: Callable[[], Figure]) -> None:
     try:
-        curves = fit_curves(result.history)
+        figure = draw()
     except (ImportError, ValueError):  # no matplotlib, or a fit without steps
         return
     buffer = io.BytesIO()
-    curves.savefig(buffer, format="png", dpi=100)
+    figure.savefig(buffer, format="png", dpi=100)
     write_atomic(path, png(PIL.Image.open(buffer)))
 
 

@@ -7,6 +7,7 @@ far the prediction depends on the validation images at hand.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from learned_aug.influence.head import HeadBatch
 
-__all__ = ["FOLDS", "Estimate", "estimate", "halves"]
+__all__ = ["FOLDS", "Estimate", "deal", "estimate", "halves"]
 
 FOLDS = 8
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -47,12 +48,26 @@ def halves(val: HeadBatch, start: int = 0) -> tuple[HeadBatch, list[HeadBatch]]:
     Returns:
         One half, and the other in ``FOLDS`` parts; all of it and no part where a part would have fewer than two images.
     """
-    index = torch.arange(start, start + len(val.labels), dtype=torch.float64)
-    part = (2 * FOLDS * (index * GOLDEN % 1)).long().to(val.labels.device)
-    folds = [HeadBatch(*(rows[part == 2 * k + 1] for rows in val)) for k in range(FOLDS)]
+    part = _places(val, 2 * FOLDS, start)
+    folds = _dealt(val, part, range(1, 2 * FOLDS, 2))
     if min(len(fold.labels) for fold in folds) < 2:
         return val, []
     return HeadBatch(*(rows[part % 2 == 0] for rows in val)), folds
+
+
+def deal(val: HeadBatch) -> list[HeadBatch]:
+    """Deal a whole validation set into ``FOLDS`` parts of about equal size, fewer for few images, and none empty."""
+    parts = _dealt(val, _places(val, FOLDS, 0), range(FOLDS))
+    return [part for part in parts if len(part.labels)]
+
+
+def _places(val: HeadBatch, parts: int, start: int) -> Tensor:
+    index = torch.arange(start, start + len(val.labels), dtype=torch.float64)
+    return (parts * (index * GOLDEN % 1)).long().to(val.labels.device)
+
+
+def _dealt(val: HeadBatch, places: Tensor, parts: Iterable[int]) -> list[HeadBatch]:
+    return [HeadBatch(*(rows[places == k] for rows in val)) for k in parts]
 
 
 def estimate(drops: Tensor) -> Estimate:

@@ -3,6 +3,7 @@
 from learned_aug.training.arms import ARMS, each
 from learned_aug.training.choice import DrawChoice
 from learned_aug.training.compare import Comparison, compare
+from learned_aug.training.curves import StrengthCurves, strength_curves
 from learned_aug.training.retrain import RetrainConfig, evaluate, retrain
 from learned_aug.training.steer import SteeredDraws
 
@@ -12,8 +13,10 @@ __all__ = [
     "DrawChoice",
     "RetrainConfig",
     "SteeredDraws",
+    "StrengthCurves",
     "compare",
     "each",
     "evaluate",
     "retrain",
+    "strength_curves",
 ]

@@ -29,6 +29,7 @@ def test_fit_writes_weights_card_pictures_curves_and_figures(fitted, images):
         "classifier.safetensors",
         "curves.png",
         "fit.json",
+        "strengths.png",
     ]
     for name in ("diversity.png", "traversal.png", "corrected.png"):
         with PIL.Image.open(fitted / "augmenter" / name) as picture:
@@ -52,6 +53,7 @@ def test_fit_states_its_figures_and_the_card_repeats_them(fitted):
     assert figures["verdict"].startswith(("The fitted networks are used", "The prior is used"))
     assert figures["gain"]["margin"] > 0
     assert figures["s_val"]["converged"]
+    assert [set(curves["strengths"]) for curves in figures["strengths"]] == [{"warp", "color"}]
     assert 0 < figures["val_error"] < 0.8  # it learned something
     card = (fitted / "augmenter" / "README.md").read_text()
     assert next(iter(figures["test_error"])) == "baseline"
