@@ -141,7 +141,8 @@ class Generator(nn.Module):
 
     The warp is made of the raw warp fields, the affine map of their mean over the image; likewise the color filter of
     the raw color fields or of their mean. `center`, the mean raw field that :meth:`Augmenter.calibrate_` measures, is
-    subtracted so that an untrained G has no constant warp or color cast; see :meth:`drawn` for that of each image; and `gain` brings each family to its unit.
+    subtracted so that an untrained G has no constant warp or color cast; see :meth:`drawn` for that of each image; and
+    `gain` brings each family to its unit.
 
     `level` bounds how fine "pixel" fields are while they grow, see :meth:`Augmenter.grown_to`; it is no part of the
     weights.
