@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from learned_aug.calibration import calibrate
 from learned_aug.config import FAMILIES, UNITS, AugmenterConfig, Strength
 from learned_aug.draw import Augmented, Draw, Trace
-from learned_aug.functional import affine_flow, at_least_float32, flow_field, shrunk, smooth
+from learned_aug.functional import affine_flow, flow_field, shrunk, smooth
+from learned_aug.functional.fields import at_least_float32
 from learned_aug.nets import Code, Encoder, Fields, Generator, initialize
 from learned_aug.weights.mixin import PretrainedMixin
 

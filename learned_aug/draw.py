@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learned_aug.functional import at_least_float32, recolor, resize_field, warp
+from learned_aug.functional import recolor, resize_field, warp
+from learned_aug.functional.fields import at_least_float32
 
 __all__ = ["Augmented", "Draw", "Trace"]
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learned_aug.config import FAMILIES, AugmenterConfig
-from learned_aug.functional import at_least_float32, constant
+from learned_aug.functional.fields import at_least_float32, constant
 
 __all__ = ["Code", "Encoder", "Fields", "Generator"]
 

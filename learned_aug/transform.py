@@ -17,13 +17,8 @@ from torchvision.transforms.v2 import functional as tv
 from learned_aug.augmenter import Augmenter
 from learned_aug.config import Strength
 from learned_aug.draw import Draw
-from learned_aug.functional import (
-    at_least_float32,
-    warp_boxes,
-    warp_mask,
-    warp_points,
-    warp_rotated_boxes,
-)
+from learned_aug.functional import warp_boxes, warp_mask, warp_points, warp_rotated_boxes
+from learned_aug.functional.fields import at_least_float32
 
 __all__ = ["LearnedAugment"]
 

@@ -1,0 +1,111 @@
+"""Warping and recoloring of images and masks, and small copies of images."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from learned_aug.functional.fields import resize_field, sampling_grid
+
+__all__ = ["recolor", "shrunk", "warp", "warp_mask"]
+
+
+def warp(images: Tensor, flow: Tensor, *, smooth: bool = False) -> Tensor:
+    """Sample images where the flow points, bilinearly; outside the image its border is repeated.
+
+    Args:
+        images: (B, C, H, W), floating.
+        flow: (B, 2, h, w), (x, y), pixels of the images; interpolated if coarser than they are.
+        smooth: interpolate as :func:`resize_field` does with it.
+
+    Returns:
+        (B, C, H, W) in the dtype of `images`, computed in float32 at least. A sample whose flow is 0 everywhere comes
+        back unchanged, to the last bit.
+    """
+    flow = flow if flow.dtype == images.dtype else flow.to(torch.promote_types(images.dtype, flow.dtype))
+    grid = sampling_grid(flow, (images.shape[-2], images.shape[-1]), smooth=smooth)
+    source = images.to(grid.dtype)
+    out = F.grid_sample(source, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    # grid_sample's units round, by 1e-5 px at 224, hence the identity by itself is not exact.
+    # Whether all points moved, the usual case, is worth asking where the answer costs no synchronization.
+    if flow.device.type != "cpu" or torch.compiler.is_compiling() or not flow.detach().all():
+        moved = flow.detach().flatten(1).any(1)
+        exact = torch.where(moved[:, None, None, None], out, source)
+        # The correction carries no gradient, so that of the flow stays true.
+        out = exact.detach() + (out - out.detach()) if out.requires_grad else exact
+    return out.to(images.dtype)
+
+
+def recolor(images: Tensor, color: Tensor, out: Tensor | None = None) -> Tensor:
+    """Add a color filter: x + delta x with delta x = c_w x + c_b; zero fields give x.
+
+    Args:
+        images: (B, C, H, W).
+        color: of three channels (B, 12, h, w), c_w as row-major 3x3 (output channel, input channel) and c_b in the
+            units of `images`; else (B, 2 C, h, w), a gain and an offset for each channel. Interpolated to the image;
+            h = w = 1 is one filter for all of it.
+        out: memory for the result, contiguous, where autograd is not wanted.
+
+    Returns:
+        (B, C, H, W) in the dtype of `images`; not clamped.
+    """
+    channels = images.shape[1]
+    full = channels > 1 and color.shape[1] == channels * channels + channels
+    if full and color.shape[-2:] == (1, 1):
+        color = color.to(torch.promote_types(images.dtype, color.dtype))
+        matrix = color[:, :-channels, 0, 0].unflatten(1, (channels, channels))
+        matrix = matrix + torch.eye(channels, dtype=color.dtype, device=color.device)
+        pixels = images.flatten(2).to(color.dtype)
+        flat = None if out is None or out.dtype != color.dtype else out.view_as(pixels)
+        result = torch.baddbmm(color[:, -channels:, 0], matrix, pixels, out=flat).view_as(images).to(images.dtype)
+        return result if out is None or flat is not None else out.copy_(result)
+    color = resize_field(color, (images.shape[-2], images.shape[-1]))
+    result = images + color[:, -channels:]
+    if full:
+        # Fused multiply-adds instead of a (B, 3, 3, H, W) product.
+        for k in range(channels):
+            result = torch.addcmul(result, color[:, k : channels * channels : channels], images[:, k : k + 1])
+    else:
+        result = torch.addcmul(result, color[:, :channels], images)
+    result = result.to(images.dtype)
+    return result if out is None else out.copy_(result)
+
+
+def warp_mask(masks: Tensor, flow: Tensor, *, smooth: bool = False) -> Tensor:
+    """Sample masks where the flow points, nearest pixel; outside the image its border is repeated, as in :func:`warp`.
+
+    Args:
+        masks: (B, ..., H, W), any dtype: no value is converted.
+        flow: (B, 2, h, w), (x, y), pixels of the masks; interpolated if coarser than they are.
+        smooth: interpolate as :func:`resize_field` does with it.
+
+    Returns:
+        (B, ..., H, W) in the dtype of `masks`.
+    """
+    height, width = masks.shape[-2:]
+    d = resize_field(flow, (height, width), smooth=smooth)
+    x = (d[:, 0] + torch.arange(width, device=d.device)).round().long().clamp(0, width - 1)
+    y = (d[:, 1] + torch.arange(height, device=d.device)[:, None]).round().long().clamp(0, height - 1)
+    batch, channels = len(masks), masks.shape[1:-2].numel()
+    index = (y * width + x).view(batch, 1, height * width).expand(-1, channels, -1)
+    return masks.reshape(batch, channels, height * width).gather(2, index).view(masks.shape)
+
+
+def shrunk(images: Tensor, side: int) -> Tensor:
+    """Resize images (B, C, H, W) to a square of `side` pixels, antialiased."""
+    # Means of neighbors, as often as halves fit, at a fraction of the time of an interpolation.
+    for dim in (-2, -1):
+        length = images.shape[dim]
+        factor = 1
+        while length % (2 * factor) == 0 and length // (2 * factor) >= side:
+            factor *= 2
+        if factor > 1:
+            first, second, *rest = images.unflatten(dim, (-1, factor)).unbind(dim)
+            images = first + second
+            for part in rest:  # in place: fresh memory would cost more than the sums
+                images.add_(part)
+            images.div_(factor)
+    if images.shape[-2:] == (side, side):
+        return images
+    return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
