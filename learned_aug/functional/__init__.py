@@ -9,11 +9,12 @@ Conventions, used everywhere after :func:`flow_field`:
 
 from learned_aug.functional.boxes import warp_boxes, warp_points, warp_rotated_boxes
 from learned_aug.functional.fields import affine_flow, flow_field, resize_field, sampling_grid, smooth
-from learned_aug.functional.images import recolor, shrunk, warp, warp_mask
+from learned_aug.functional.images import pooled, recolor, shrunk, warp, warp_mask
 
 __all__ = [
     "affine_flow",
     "flow_field",
+    "pooled",
     "recolor",
     "resize_field",
     "sampling_grid",
