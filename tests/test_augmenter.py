@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from learned_aug import Augmenter, AugmenterConfig
 from learned_aug.augmenter import shrunk
-from learned_aug.draw import CHUNK
 from learned_aug.functional import recolor
+from learned_aug.functional.fused import CHUNK
 
 OLD = {"version": 1, "affine": 0.0, "warp": None, "color": None, "color_points": None, "encoder": "conv"}
 OLD["encoder_size"] = 32
@@ -97,7 +97,7 @@ def test_batched_equals_unbatched(augmenter):
     x = images(5, augmenter.config, (40, 27))
     noise = augmenter.draw_noise(5)
     one_by_one = torch.cat([augmenter(x[k : k + 1], noise[k : k + 1]) for k in range(5)])
-    # 2e-5 of the range [0, 1], before normalization: white noise changes by 1 a pixel, and products round by their size.
+    # 2e-5 of the range [0, 1], before normalization: white noise changes by 1 a pixel, and products round.
     torch.testing.assert_close(augmenter(x, noise), one_by_one, atol=2e-5 / min(augmenter.config.std), rtol=0)
 
 

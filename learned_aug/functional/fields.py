@@ -40,7 +40,7 @@ def _positions(
 
 
 @constant
-def _interpolation(
+def interpolation(
     h: int, w: int, height: int, width: int, smooth: bool, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Matrices (height, h) and (w, width) that interpolate between h x w points, border on border."""
@@ -72,7 +72,7 @@ def _spline(points: int, length: int) -> Tensor:
 
 
 @constant
-def _identity_grid(
+def identity_grid(
     h: int, w: int, height: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The identity in grid_sample's units at h x w points (2, h, w); and what a pixel is in these units (2, 1, 1)."""
@@ -171,7 +171,7 @@ def resize_field(field: Tensor, size: tuple[int, int], *, smooth: bool = False) 
         with torch.autocast(field.device.type, enabled=False):
             return resize_field(field, size, smooth=smooth)
     # For the few points of a control grid, two products with small matrices take a tenth of F.interpolate's time.
-    rows, columns = _interpolation(*field.shape[-2:], *size, smooth, field.dtype, field.device)
+    rows, columns = interpolation(*field.shape[-2:], *size, smooth, field.dtype, field.device)
     return rows @ (field @ columns)
 
 
@@ -189,6 +189,6 @@ def sampling_grid(flow: Tensor, size: tuple[int, int] | None = None, *, smooth: 
     h, w = flow.shape[-2:]
     height, width = size if size is not None else (h, w)
     flow = at_least_float32(flow)
-    identity, scale = _identity_grid(h, w, height, width, flow.dtype, flow.device)
+    identity, scale = identity_grid(h, w, height, width, flow.dtype, flow.device)
     # The identity is linear, so it may be added before the interpolation, where the points are few.
     return resize_field(torch.addcmul(identity, flow, scale), (height, width), smooth=smooth).permute(0, 2, 3, 1)

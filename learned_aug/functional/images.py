@@ -37,7 +37,12 @@ def warp(images: Tensor, flow: Tensor, *, smooth: bool = False) -> Tensor:
     return out.to(images.dtype)
 
 
-def recolor(images: Tensor, color: Tensor, out: Tensor | None = None) -> Tensor:
+def is_full(color: Tensor, channels: int) -> bool:
+    """Whether a color filter mixes the channels, instead of having a gain for each."""
+    return channels > 1 and color.shape[1] == channels * channels + channels
+
+
+def recolor(images: Tensor, color: Tensor) -> Tensor:
     """Add a color filter: x + delta x with delta x = c_w x + c_b; zero fields give x.
 
     Args:
@@ -45,21 +50,18 @@ def recolor(images: Tensor, color: Tensor, out: Tensor | None = None) -> Tensor:
         color: of three channels (B, 12, h, w), c_w as row-major 3x3 (output channel, input channel) and c_b in the
             units of `images`; else (B, 2 C, h, w), a gain and an offset for each channel. Interpolated to the image;
             h = w = 1 is one filter for all of it.
-        out: memory for the result, contiguous, where autograd is not wanted.
 
     Returns:
         (B, C, H, W) in the dtype of `images`; not clamped.
     """
     channels = images.shape[1]
-    full = channels > 1 and color.shape[1] == channels * channels + channels
+    full = is_full(color, channels)
     if full and color.shape[-2:] == (1, 1):
         color = color.to(torch.promote_types(images.dtype, color.dtype))
         matrix = color[:, :-channels, 0, 0].unflatten(1, (channels, channels))
         matrix = matrix + torch.eye(channels, dtype=color.dtype, device=color.device)
         pixels = images.flatten(2).to(color.dtype)
-        flat = None if out is None or out.dtype != color.dtype else out.view_as(pixels)
-        result = torch.baddbmm(color[:, -channels:, 0], matrix, pixels, out=flat).view_as(images).to(images.dtype)
-        return result if out is None or flat is not None else out.copy_(result)
+        return torch.baddbmm(color[:, -channels:, 0], matrix, pixels).view_as(images).to(images.dtype)
     color = resize_field(color, (images.shape[-2], images.shape[-1]))
     result = images + color[:, -channels:]
     if full:
@@ -68,8 +70,7 @@ def recolor(images: Tensor, color: Tensor, out: Tensor | None = None) -> Tensor:
             result = torch.addcmul(result, color[:, k : channels * channels : channels], images[:, k : k + 1])
     else:
         result = torch.addcmul(result, color[:, :channels], images)
-    result = result.to(images.dtype)
-    return result if out is None else out.copy_(result)
+    return result.to(images.dtype)
 
 
 def warp_mask(masks: Tensor, flow: Tensor, *, smooth: bool = False) -> Tensor:
@@ -122,6 +123,8 @@ def pooled(images: Tensor, side: int) -> Tensor:
     """
     x = at_least_float32(images)
     height, width = x.shape[-2:]
+    rows: Tensor
+    columns: Tensor
     if torch.compiler.is_compiling() or height % side or width % side:
         rows, columns = (_parts(side, length, x.dtype, x.device) for length in (height, width))
         return rows @ x @ columns.mT
@@ -130,14 +133,16 @@ def pooled(images: Tensor, side: int) -> Tensor:
         return F.avg_pool2d(x, (down, across))  # one call, but on a CPU three times the time of what follows
     if down >= 16:
         x = x.unflatten(-2, (side, down)).sum(-2)
-        return (x @ _parts(side, width, x.dtype, x.device).mT).div_(down)
+        columns = _parts(side, width, x.dtype, x.device)
+        return (x @ columns.mT).div_(down)
     for dim, factor in ((-2, down), (-1, across)):
         if factor > 1:
             first, second, *rest = x.unflatten(dim, (side, factor)).unbind(dim)
             x = first + second
             for part in rest:  # in place: fresh memory would cost more than the sums
                 x.add_(part)
-    return x.mul_(1 / (down * across)) if down * across > 1 else x
+    small: Tensor = x.mul_(1 / (down * across)) if down * across > 1 else x
+    return small
 
 
 @constant
