@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from learned_aug.calibration import calibrate
 from learned_aug.config import FAMILIES, UNITS, AugmenterConfig, Strength
 from learned_aug.draw import Augmented, Draw, Trace
-from learned_aug.functional import affine_flow, at_least_float32, flow_field, shrunk, smooth
+from learned_aug.functional import affine_flow, flow_field, pooled, shrunk, smooth
+from learned_aug.functional.fields import at_least_float32
 from learned_aug.nets import Code, Encoder, Fields, Generator, initialize
 from learned_aug.weights.mixin import PretrainedMixin
 
@@ -339,8 +340,8 @@ class Augmenter(PretrainedMixin):
 
     def encode(self, stage: EncoderGenerator, images: Tensor) -> Code:
         """Codes of images of any size."""
-        side = self.config.encoder_side
-        small = shrunk(at_least_float32(images), side).to(self._weight.dtype)
+        shrink = pooled if self.config.encoder == "linear" else shrunk
+        small = shrink(at_least_float32(images), self.config.encoder_side).to(self._weight.dtype)
         code: Code = stage.encoder(small)
         # The codes see every pixel, and are cheap to look through. On a GPU that would stall the stream.
         tau = code.tau.detach()

@@ -17,7 +17,14 @@ FAMILIES = ("affine", "warp", "color")
 # Strengths to which calibrate_ brings the networks, and of which ranges are multiples.
 UNITS = {"affine": 0.0625, "warp": 0.0625, "color": 0.1}
 # Fields that configurations of version 1 lack, and what they mean there.
-VERSION_1 = {"affine": 0.0, "warp": None, "color": None, "color_points": None, "centered": False}
+VERSION_1 = {
+    "affine": 0.0,
+    "warp": None,
+    "color": None,
+    "centered": False,
+    "color_points": None,
+    "encoder": "conv",
+}
 
 Variant = Literal["parallel", "serial", "spatial", "appearance"]
 Strength = float | tuple[float, float] | None
@@ -49,11 +56,14 @@ class AugmenterConfig:
     color_points: int | None = 1
     """Control points of the color filter along each side: 1 is one filter for the whole image (ours), None is as many
     as the warp has (paper)."""
+    encoder: Literal["linear", "conv"] = "linear"
+    """What E is made of. "conv": stride-2 convolutions (paper). "linear": two matrix products on the small copy (ours: a
+    tenth of the time)."""
     encoder_size: int | None = 8
     """Side of the square copy that E sees, pixels (ours); None is `size` (paper)."""
     layers: int | None = None
-    """Stride-2 convolutions of E; by default 4, 5, 8 for an `encoder_size` of 28, 32, 224 (paper), else as many as lead
-    to one pixel."""
+    """Stride-2 convolutions of E, for ``encoder="conv"``, and layers of G, for ``fields="pixel"``; by default 4, 5, 8 for
+    an `encoder_size` of 28, 32, 224 (paper), else as many as lead to one pixel."""
     tau_dim: int = 128
     """Length of the code tau (paper)."""
     tau_dropout: float = 0.5
@@ -62,7 +72,7 @@ class AugmenterConfig:
     """"fixed": each unit of tau is kept with probability 1 - `tau_dropout` (paper). "learned": E also gives the logits
     of keeping each unit, for each image, which :func:`learned_aug.fit` learns (ours); they start as "fixed"."""
     width: int = 8
-    """Channels of E's first layer, doubled by each layer, at most `tau_dim` (ours; the paper states none)."""
+    """Channels of E's first convolution, doubled by each one, at most `tau_dim` (ours; the paper states none)."""
     fields: Literal["grid", "pixel"] = "grid"
     """"pixel": full-resolution fields with 4x4 pooling (paper). "grid": fields on `control_points` x `control_points`
     points, bounded by tanh and interpolated, smooth by construction and cheap (ours)."""
@@ -92,6 +102,7 @@ class AugmenterConfig:
         if not 0.0 <= self.tau_dropout < 1.0:
             raise ValueError(f"tau_dropout must be in [0, 1), got {self.tau_dropout}")
         choices = {
+            "encoder": ("linear", "conv"),
             "dropout": ("fixed", "learned"),
             "fields": ("grid", "pixel"),
             "variant": get_args(Variant),
@@ -113,8 +124,11 @@ class AugmenterConfig:
                 f"config version must be 1 or {CONFIG_VERSION} for this release, got {self.version}; get one that "
                 "matches"
             )
-        if self.version == 1 and self.centered:
-            raise ValueError("weights of version 1 have centered=False, got True; leave it out of their file")
+        if self.version == 1 and (self.encoder != "conv" or self.centered):
+            raise ValueError(
+                f'weights of version 1 have encoder="conv" and centered=False, got {self.encoder!r} and '
+                f"{self.centered}; leave them out of their file"
+            )
         for name in FAMILIES:
             object.__setattr__(self, name, self._strength(name))
         if self.variant in ("serial", "appearance") and not self.recolors:
@@ -146,7 +160,7 @@ class AugmenterConfig:
 
     @classmethod
     def paper(cls, *, channels: int = 3, size: int = 32, **others: Any) -> AugmenterConfig:
-        """Return the paper's choices: full-resolution fields, fixed dropout and strength, E on the whole image.
+        """Return the paper's choices: full-resolution fields, fixed dropout and strength, convolutions on whole images.
 
         Args:
             channels: channels of the images.
@@ -159,6 +173,7 @@ class AugmenterConfig:
             "warp": UNITS["warp"],
             "color": UNITS["color"] if channels == 3 else 0.0,
             "color_points": None,
+            "encoder": "conv",
             "encoder_size": None,
             "dropout": "fixed",
             "fields": "pixel",

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learned_aug.functional import at_least_float32, recolor, resize_field, warp
+from learned_aug.functional import recolor, resize_field, warp
+from learned_aug.functional.fields import at_least_float32
+from learned_aug.functional.fused import augmented, widened
+from learned_aug.functional.images import is_full
 
 __all__ = ["Augmented", "Draw", "Trace"]
-
-SMALL = 2**14  # pixels of a batch below which the overhead of calls counts more than memory
-CHUNK = 2**16  # pixels of a batch that are augmented at once on the CPU: more leaves the cache, less costs calls
 
 
 class Augmented(NamedTuple):
@@ -50,40 +50,47 @@ class Draw(NamedTuple):
         """Warp, then recolor (B, C, H, W): a new tensor in the dtype of `images`, float32 at least inside.
 
         Recolored values are clamped to the range of images, 0 to 1 in their units, widened by that of `images`.
-        """
-        fields = self.coarse_flow, self.coarse_color
-        plain = torch.compiler.is_compiling() or images.device.type != "cpu"
-        if plain or images.numel() <= SMALL * images.shape[1] or self.coarse_flow is None:
-            return self._apply(images)
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (images, *fields)):
-            return self._apply(images)
-        chunk = max(torch.get_num_threads(), CHUNK // (self.size[0] * self.size[1]))
-        color = None if self.coarse_color is None else at_least_float32(self.coarse_color)
-        whole = color is not None and color.shape[-2:] == (1, 1)
-        bounds = None if color is None else self.bounds(images)
-        # Memory is taken once: on a CPU fresh pages, one fault each, cost more than the arithmetic on them.
-        out = torch.empty(images.shape, dtype=torch.promote_types(images.dtype, torch.float32))
-        scratch = torch.empty_like(out[:chunk])
-        for k in range(0, images.shape[0], chunk):
-            part = images[k : k + chunk]
-            # Images that lie in the cache are sampled along a flow in a third of the time. One filter for the whole
-            # image may come before the warp, whose weights sum to 1, and be the copy.
-            values = scratch[: part.shape[0]]
-            if color is not None and whole:
-                recolor(part.to(out.dtype), color[k : k + chunk], out=values)
-            else:
-                values.copy_(part)
-            values = warp(values, self.coarse_flow[k : k + chunk], smooth=self.smooth)
-            if color is not None and not whole:
-                values = recolor(values, color[k : k + chunk])
-            if bounds is None:
-                out[k : k + chunk] = values
-            else:
-                torch.clamp(values, *(bound[k : k + chunk] for bound in bounds), out=out[k : k + chunk])
-        return out.to(images.dtype)
 
-    def _apply(self, images: Tensor) -> Tensor:
-        return self.recolor(self.warp(images), images).to(images.dtype)
+        Args:
+            images: floating; or, for a draw whose range is [0, 1], also uint8, whose 255 is 1.
+
+        Raises:
+            TypeError: if `images` are uint8, and the draw is for normalized images.
+        """
+        as_bytes = images.dtype == torch.uint8
+        if as_bytes and (set(self.low), set(self.high)) != ({0.0}, {1.0}):
+            raise TypeError("images must be floating for a draw of normalized ones, got torch.uint8; normalize them")
+        fields = [f for f in (self.coarse_flow, self.coarse_color) if f is not None]
+        plain = torch.compiler.is_compiling() or images.device.type != "cpu" or not fields
+        dtype = torch.promote_types(images.dtype, torch.float32)
+        if torch.is_grad_enabled():
+            plain = plain or any(t.requires_grad for t in (images, *fields))
+        if not plain and all(torch.promote_types(f.dtype, dtype) == dtype for f in fields):
+            return augmented(images, *self[1:3], (self.low, self.high), smooth=self.smooth)
+        values = images / 255 if as_bytes else images
+        values = self.recolor(self.warp(values), values)
+        return (255 * values).round().to(images.dtype) if as_bytes else values.to(images.dtype)
+
+    def unnormalized(self, mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> Draw:
+        """Return the draw for images x in [0, 1], of one for images (x - mean) / std.
+
+        Args:
+            mean: one number, or one for each channel.
+            std: likewise.
+            channels: of the images.
+        """
+        color = self.coarse_color
+        if color is not None:
+            color = at_least_float32(color)
+            m, s = (color.new_tensor(v).expand(channels)[:, None, None] for v in (mean, std))
+            weight, bias = color[:, :-channels], color[:, -channels:]
+            if is_full(color, channels):
+                weight = weight.unflatten(1, (channels, channels)) * s[:, None] / s
+                bias, weight = s * bias - (weight * m).sum(2), weight.flatten(1, 2)
+            else:
+                bias = s * bias - weight * m
+            color = torch.cat([weight, bias], dim=1)
+        return self._replace(coarse_color=color, low=(0.0,), high=(1.0,))
 
     @property
     def batch(self) -> int:
@@ -112,16 +119,8 @@ class Draw(NamedTuple):
             return images
         images = at_least_float32(images)
         out = recolor(images, at_least_float32(self.coarse_color))
-        return out.clamp(*self.bounds(images if original is None else original))
-
-    def bounds(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Least and largest values, (B, C, 1, 1): those of images in their units, widened by each channel's own."""
-        # By image, so that no sample depends on its batch.
-        values = at_least_float32(images.detach())
-        low, high = (values.new_tensor(ends)[:, None, None] for ends in (self.low, self.high))
-        # Two passes take a tenth of the time of aminmax along dimensions.
-        least, largest = values.amin((2, 3), keepdim=True), values.amax((2, 3), keepdim=True)
-        return torch.minimum(low, least), torch.maximum(high, largest)
+        original = at_least_float32((images if original is None else original).detach())
+        return out.clamp(*widened(original, (self.low, self.high)))
 
 
 class Trace(NamedTuple):

@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learned_aug.config import FAMILIES, AugmenterConfig
-from learned_aug.functional import at_least_float32, constant
+from learned_aug.functional.fields import at_least_float32, constant
 
 __all__ = ["Code", "Encoder", "Fields", "Generator"]
 
 SLOPE = 0.2  # of LeakyReLU
+HIDDEN = 128  # units between E's two linear layers
+EPSILON = 1e-6  # added to the variance of an image when it is standardized
 # Full scale of each field, reached when tanh saturates ("grid") or at a raw value of 1 ("pixel").
 WARP_WEIGHT_SCALE = 0.3  # dimensionless: 17 degrees, or 30 % larger
 WARP_BIAS_SCALE = 0.1  # of the image side
@@ -36,10 +38,15 @@ def initialize(module: nn.Module, generator: torch.Generator | None = None) -> N
                 taps = taps // math.prod(layer.stride) if layer.padding != (0, 0) else 1
             nn.init.normal_(layer.weight, 0, gain / math.sqrt(layer.in_channels * taps), generator=generator)
             nn.init.zeros_(layer.bias)
-        elif isinstance(layer, Encoder) and layer.keep is not None:
-            first, last = cast(list[nn.Linear], list(layer.keep))
-            nn.init.normal_(first.weight, 0, gain / math.sqrt(first.in_features), generator=generator)
-            for values in (first.bias, last.weight, last.bias):
+        elif isinstance(layer, Encoder):
+            drawn, still = cast(list[nn.Linear], list(layer.layers or [])), []
+            if layer.keep is not None:
+                first, last = cast(list[nn.Linear], list(layer.keep))
+                drawn, still = [*drawn, first], [last.weight, last.bias]
+            for linear in drawn:
+                nn.init.normal_(linear.weight, 0, gain / math.sqrt(linear.in_features), generator=generator)
+                nn.init.zeros_(linear.bias)
+            for values in still:
                 nn.init.zeros_(values)
 
 
@@ -82,54 +89,67 @@ class Code(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """E: stride-2 3x3 convolutions with LeakyReLU .2, then the mean over what is left of the image.
+    """E: from the small copy of an image to its code.
+
+    ``encoder="linear"``: two linear layers with LeakyReLU 0.2 between them. ``encoder="conv"``: stride-2 3x3
+    convolutions with LeakyReLU 0.2, then the mean over what is left of the image.
 
     Each image is standardized first, which makes tau independent of the value range. There is no normalization layer:
     a sample's code must not depend on its batch.
 
-    With ``dropout="learned"`` two linear layers read the map before the last two convolutions, which still shows where
-    things are, and give the logits of keeping the units of tau; 0 at the start. (Adaptive dropout: Ba and Frey,
-    "Standout", NeurIPS 2013.)
+    With ``dropout="learned"`` two linear layers give the logits of keeping the units of tau; 0 at the start. They read
+    what the first layer reads, of convolutions the map before the last two, which still shows where things are.
+    (Adaptive dropout: Ba and Frey, "Standout", NeurIPS 2013.)
     """
 
     def __init__(self, config: AugmenterConfig) -> None:
         super().__init__()
-        hidden = [min(config.width * 2**k, config.tau_dim) for k in range(config.depth - 1)]
-        channels = [config.channels, *hidden, config.tau_dim]
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(channels))
+        self.convs: nn.ModuleList | None = None
+        self.layers: nn.ModuleList | None = None
         self.keep: nn.ModuleList | None = None
-        self.seen_by_keep = max(0, config.depth - 2)
+        self.seen_by_keep = 0  # convolutions that come before `keep`
+        seen = config.channels * config.encoder_side**2
+        if config.encoder == "conv":
+            hidden = [min(config.width * 2**k, config.tau_dim) for k in range(config.depth - 1)]
+            channels = [config.channels, *hidden, config.tau_dim]
+            self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(channels))
+            self.seen_by_keep = max(0, config.depth - 2)
+            seen = channels[self.seen_by_keep] * math.ceil(config.encoder_side / 2**self.seen_by_keep) ** 2
+        else:
+            self.layers = nn.ModuleList([nn.Linear(seen, HIDDEN), nn.Linear(HIDDEN, config.tau_dim)])
         if config.dropout == "learned":
-            side = math.ceil(config.encoder_side / 2**self.seen_by_keep)
-            seen = channels[self.seen_by_keep] * side**2
             self.keep = nn.ModuleList([nn.Linear(seen, config.tau_dim), nn.Linear(config.tau_dim, config.tau_dim)])
         self.to(memory_format=torch.channels_last)  # faster on every device, five times for one image on a CPU
 
     def forward(self, images: Tensor) -> Code:
         """Images (B, C, S, S) to their codes."""
+        if self.convs is not None:
+            return self._convolved(images, cast(list[nn.Conv2d], list(self.convs)))
+        x = images.flatten(1)
+        x = F.layer_norm(x, x.shape[1:], eps=EPSILON)
+        return Code(_two_layers(x, cast(nn.ModuleList, self.layers)), self._keep(x))
+
+    def _convolved(self, images: Tensor, convs: list[nn.Conv2d]) -> Code:
         x = images.permute(0, 2, 3, 1).contiguous()  # channels last, in which order the mean is the same
-        x = F.layer_norm(x, x.shape[1:], eps=1e-6).permute(0, 3, 1, 2)
-        *convs, last = cast(list[nn.Conv2d], list(self.convs))
-        x = _convolved(x, convs[: self.seen_by_keep])
-        keep = self._keep(x)
-        x = _convolved(x, convs[self.seen_by_keep :])
-        x = F.conv2d(x, last.weight, last.bias, 2, 1)
+        x = F.layer_norm(x, x.shape[1:], eps=EPSILON).permute(0, 3, 1, 2)
+        keep = None
+        for k, conv in enumerate(convs):  # not called as modules, which for one image takes a quarter of the time
+            if k == self.seen_by_keep:
+                keep = self._keep(x.permute(0, 2, 3, 1).flatten(1))
+            x = F.conv2d(x, conv.weight, conv.bias, 2, 1)
+            if k < len(convs) - 1:
+                x = F.leaky_relu(x, SLOPE, inplace=True)
         return Code(x.flatten(1) if x.shape[2:] == (1, 1) else x.mean(dim=(2, 3)), keep)
 
     def _keep(self, x: Tensor) -> Tensor | None:
-        """The logits of keeping, (B, tau_dim), of a map."""
-        if self.keep is None:
-            return None
-        first, last = cast(list[nn.Linear], list(self.keep))
-        x = x.detach().permute(0, 2, 3, 1).flatten(1)  # they read the map as it is; whether a unit is kept has no slope
-        x = F.leaky_relu(F.linear(x, first.weight, first.bias), SLOPE)
-        return F.linear(x, last.weight, last.bias)
+        """The logits of keeping, (B, tau_dim), of what E sees, (B, n)."""
+        # They read it as it is: whether a unit is kept has no slope.
+        return None if self.keep is None else _two_layers(x.detach(), self.keep)
 
 
-def _convolved(x: Tensor, convs: list[nn.Conv2d]) -> Tensor:
-    for conv in convs:  # not called as modules, which for one image takes a quarter of the time
-        x = F.leaky_relu(F.conv2d(x, conv.weight, conv.bias, 2, 1), SLOPE, inplace=True)
-    return x
+def _two_layers(x: Tensor, layers: nn.ModuleList) -> Tensor:
+    first, last = cast(list[nn.Linear], list(layers))
+    return F.linear(F.leaky_relu_(F.linear(x, first.weight, first.bias), SLOPE), last.weight, last.bias)
 
 
 class Generator(nn.Module):
@@ -165,6 +185,7 @@ class Generator(nn.Module):
         self.deconvs = nn.ModuleList([nn.ConvTranspose2d(channels[0], channels[1], first)])
         for a, b in itertools.pairwise(channels[1:]):
             self.deconvs.append(nn.ConvTranspose2d(a, b, kernel, stride, padding=(kernel - stride) // 2))
+        self.deconvs[0].to(memory_format=torch.channels_last)
         scale = [WARP_WEIGHT_SCALE] * 4 + [WARP_BIAS_SCALE * config.size] * 2 if warp else []
         if color:
             std = config.std * config.channels if len(config.std) == 1 else config.std
@@ -176,18 +197,19 @@ class Generator(nn.Module):
 
     def raw(self, codes: Tensor) -> Tensor:
         """Map codes (B, tau_dim) to unbounded, uncentered fields (B, C, side, side)."""
-        # On one pixel, or with one tap, a transposed convolution is a matrix product, which is faster.
         first, *rest = cast(list[nn.ConvTranspose2d], list(self.deconvs))
-        x = (codes @ first.weight.flatten(1)).view(codes.shape[0], *first.weight.shape[1:])
-        x = x + bias_of(first)[:, None, None]
+        # On one pixel, or with one tap, a transposed convolution is a matrix product, which is faster. The channels are
+        # last, as in memory, so that the second product is one for all points of all images.
+        _, channels, height, width = first.weight.shape
+        x = (codes @ first.weight.permute(0, 2, 3, 1).flatten(1)).view(-1, channels) + bias_of(first)
+        if rest[0].kernel_size == (1, 1):
+            last = rest[0]
+            x = F.leaky_relu_(x, SLOPE)
+            x = torch.addmm(bias_of(last), x, last.weight.flatten(1))
+            return x.view(-1, height, width, last.out_channels).permute(0, 3, 1, 2)
+        x = x.view(-1, height, width, channels).permute(0, 3, 1, 2)
         for deconv in rest:
-            x = F.leaky_relu(x, SLOPE, inplace=True)
-            if deconv.kernel_size == (1, 1):
-                matrix = deconv.weight.flatten(1).T.expand(x.shape[0], -1, -1)
-                points = torch.baddbmm(bias_of(deconv)[:, None], matrix, x.flatten(2))
-                x = points.view(x.shape[0], deconv.out_channels, *x.shape[2:])
-            else:
-                x = deconv(x)
+            x = deconv(F.leaky_relu_(x, SLOPE))
         margin = (x.shape[-1] - self.side) // 2
         return x[..., margin : margin + self.side, margin : margin + self.side] if margin else x
 

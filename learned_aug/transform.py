@@ -17,13 +17,8 @@ from torchvision.transforms.v2 import functional as tv
 from learned_aug.augmenter import Augmenter
 from learned_aug.config import Strength
 from learned_aug.draw import Draw
-from learned_aug.functional import (
-    at_least_float32,
-    warp_boxes,
-    warp_mask,
-    warp_points,
-    warp_rotated_boxes,
-)
+from learned_aug.functional import warp_boxes, warp_mask, warp_points, warp_rotated_boxes
+from learned_aug.functional.fields import at_least_float32
 
 __all__ = ["LearnedAugment"]
 
@@ -145,19 +140,22 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         chosen = None if self.p == 1 else torch.rand(math.prod(lead)) < self.p
         if self.strength == 0 or (chosen is not None and not chosen.any()):
             return {}
-        if not lead:
-            chosen = None
+        for item in flat_inputs if len(flat_inputs) > 1 else ():
+            if isinstance(item, IMAGES) and item is not image:
+                _check_range(self._pixels(item))
         normal = self._normalize(_unit(self._pixels(image)))
         video = isinstance(image, tv_tensors.Video)
         seen = normal[..., normal.shape[-4] // 2, :, :, :] if video else normal
         strength: float | Tensor = self.strength
-        if chosen is not None:
-            chosen = chosen.to(normal.device)
-            strength = strength * chosen
+        if lead and chosen is not None:
+            strength = strength * chosen.to(normal.device)  # a strength of 0 gives the bits of the input back
         draw = self.augmenter.draw(seen.reshape(-1, *normal.shape[-3:]), strength=strength)
         if draw.coarse_flow is None and draw.coarse_color is None:
             return {}
-        return {"drawn": _Drawn(draw, lead, chosen)}
+        config = self.augmenter.config
+        if config.normalizes:
+            draw = draw.unnormalized(config.mean, config.std, config.channels)
+        return {"drawn": _Drawn(draw, lead)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Apply the draw to one input."""
@@ -165,11 +163,11 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
             return inpt
         drawn: _Drawn = params["drawn"]
         if isinstance(inpt, PIL.Image.Image):
-            return _to_pil(self._augment(inpt, torch.uint8, drawn))
+            return _to_pil(self._augment(inpt, drawn))
         if _is_plain(inpt):
-            return _as_type_of(inpt, self._augment(inpt, inpt.dtype, drawn))
+            return _as_type_of(inpt, self._augment(inpt, drawn))
         if isinstance(inpt, (tv_tensors.Image, tv_tensors.Video)):
-            return tv_tensors.wrap(self._augment(inpt, inpt.dtype, drawn), like=inpt)
+            return tv_tensors.wrap(self._augment(inpt, drawn), like=inpt)
         if not isinstance(inpt, LABELS) or drawn.draw.coarse_flow is None:
             return inpt
         plain = cast(Tensor, inpt).as_subclass(Tensor)
@@ -216,29 +214,18 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
             raise ValueError(f"the image is on {values.device}, the augmenter on {device}; move one of them with .to()")
         return values
 
-    def _augment(self, image: Any, dtype: torch.dtype, drawn: _Drawn) -> Tensor:
+    def _augment(self, image: Any, drawn: _Drawn) -> Tensor:
         # Read again, not kept from make_params: the memory may hold another frame by now.
-        values = _unit(self._pixels(image))
+        values = self._pixels(image)
         batch = values.reshape(-1, *values.shape[-3:])
-        draw, chosen = drawn.draw, drawn.chosen
+        draw = drawn.draw
         if len(batch) != draw.batch:  # frames of videos
-            repeats = len(batch) // draw.batch
-            draw = draw.repeat(repeats)
-            chosen = None if chosen is None else chosen.repeat_interleave(repeats)
-        out = self._denormalize(draw.apply(self._normalize(batch)))
-        if chosen is not None:
-            out = torch.where(chosen[:, None, None, None], out, batch)
-        return _cast_unit(out, dtype).reshape(values.shape)
+            draw = draw.repeat(len(batch) // draw.batch)
+        return draw.apply(batch).reshape(values.shape)
 
     def _normalize(self, batch: Tensor) -> Tensor:
         config = self.augmenter.config
         return (batch - _column(config.mean, batch)) / _column(config.std, batch) if config.normalizes else batch
-
-    def _denormalize(self, batch: Tensor) -> Tensor:
-        config = self.augmenter.config
-        if config.normalizes:
-            batch = batch * _column(config.std, batch) + _column(config.mean, batch)
-        return batch
 
     def extra_repr(self) -> str:
         """One line; the networks are not shown."""
@@ -255,8 +242,6 @@ class _Drawn(NamedTuple):
     draw: Draw
     lead: tuple[int, ...]
     """Leading dimensions of the batch."""
-    chosen: Tensor | None
-    """Which samples of the batch are augmented, bool; None for all."""
 
 
 def _is_plain(item: Any) -> bool:
@@ -327,7 +312,14 @@ def _unit(pixels: Tensor) -> Tensor:
     """Values in [0, 1], float32 at least."""
     if pixels.dtype == torch.uint8:
         # Not pixels / 255, which takes 10 times as long; not .to(), whose memory torch 2.6 may freeze.
-        return torch.empty_like(pixels, dtype=torch.float32).copy_(pixels).div_(255)
+        return torch.empty_like(pixels, dtype=torch.float32).copy_(pixels).mul_(1 / 255)
+    _check_range(pixels)
+    return at_least_float32(pixels)
+
+
+def _check_range(pixels: Tensor) -> None:
+    if pixels.dtype == torch.uint8:
+        return
     if not pixels.is_floating_point():
         raise TypeError(f"images must be uint8 or floating, got {pixels.dtype}; use v2.ToDtype(..., scale=True)")
     if pixels.device.type == "cpu" and pixels.numel():
@@ -337,14 +329,6 @@ def _unit(pixels: Tensor) -> Tensor:
                 f"floating images must be in [0, 1], got {float(low):.3g} to {float(high):.3g}; put LearnedAugment "
                 "before Normalize, or apply the Augmenter to normalized batches"
             )
-    return at_least_float32(pixels)
-
-
-def _cast_unit(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """The reverse of :func:`_unit`; overwrites `values`."""
-    if dtype == torch.uint8:
-        values = values.mul_(255).round_()
-    return values.to(dtype)
 
 
 def _to_pil(image: Tensor) -> PIL.Image.Image:

@@ -333,3 +333,26 @@ def test_constants_made_under_inference_mode_serve_autograd_later():
     x = torch.rand(1, 1, 3, 3, requires_grad=True)
     fn.resize_field(x, (19, 17)).sum().backward()
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "size", [(32, 32), (64, 48), (224, 224), (16, 8), (37, 50), (28, 28), (5, 3), (1, 1), (200, 8)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("batch", [1, 40])
+def test_pooled_is_the_mean_over_equal_parts(size, dtype, batch):
+    x = images(batch, 3, *size, dtype=dtype)
+    kept = x.clone()
+    out = fn.pooled(x, 8)
+    # Every pixel becomes 8 x 8 equal ones, which every part holds a whole number of.
+    fine = x.double().repeat_interleave(8, -1).repeat_interleave(8, -2)
+    expected = F.avg_pool2d(fine, size)
+    assert out.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=0)
+    assert torch.equal(x, kept)
+
+
+def test_pooled_has_gradients():
+    x = images(2, 2, 16, 12, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: fn.pooled(x, 4), x)
+    assert torch.autograd.gradcheck(lambda x: fn.pooled(x, 5), x)

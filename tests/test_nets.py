@@ -21,21 +21,39 @@ def test_paper_form_has_the_paper_depths(size, layers):
 def test_paper_form_has_full_fields_fixed_dropout_one_strength_and_no_affine_family():
     config = AugmenterConfig.paper(std=(0.5,), warp=0.03)
     assert (config.fields, config.dropout, config.color_points, config.affine) == ("pixel", "fixed", None, 0.0)
+    assert config.encoder == "conv"
     assert (config.warp, config.color, config.std) == (0.03, 0.1, (0.5,))
     assert AugmenterConfig.paper(channels=1).color == 0.0  # the paper's filter is of RGB images
     assert not AugmenterConfig.paper().draws_strength
 
 
 @pytest.mark.parametrize("size", [8, 28, 32, 224])
-def test_by_default_the_encoder_sees_8_pixels_in_three_layers_whatever_the_size(size):
-    assert (AugmenterConfig(size=size).encoder_side, AugmenterConfig(size=size).depth) == (8, 3)
+def test_by_default_the_encoder_is_two_linear_layers_on_8_pixels_whatever_the_size(size):
+    encoder = Encoder(AugmenterConfig(size=size))
+    assert encoder.convs is None
+    assert [layer.weight.shape for layer in encoder.layers] == [(128, 3 * 8**2), (128, 128)]
+    conv = AugmenterConfig(size=size, encoder="conv")
+    assert (conv.encoder_side, conv.depth, Encoder(conv).layers) == (8, 3, None)
     assert AugmenterConfig(size=224, encoder_size=224).depth == 8
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_linear_encoder_is_the_product_it_states(channels):
+    config = AugmenterConfig(channels=channels, tau_dim=16)
+    encoder = Augmenter(config).stages[0].encoder
+    torch.nn.init.normal_(encoder.keep[-1].weight)
+    x = torch.rand(5, channels, 8, 8)
+    flat = x.flatten(1)
+    flat = (flat - flat.mean(1, keepdim=True)) / flat.std(1, keepdim=True, correction=0)
+    for part, (one, two) in zip(encoder(x), (encoder.layers, encoder.keep), strict=True):
+        expected = torch.nn.functional.leaky_relu(flat @ one.weight.T + one.bias, 0.2) @ two.weight.T + two.bias
+        torch.testing.assert_close(part, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("layers", range(1, 9))
 @pytest.mark.parametrize("fields", ["grid", "pixel"])
 def test_any_number_of_layers_works(layers, fields):
-    config = AugmenterConfig(layers=layers, fields=fields, size=20, tau_dim=16)
+    config = AugmenterConfig(layers=layers, fields=fields, size=20, tau_dim=16, encoder="conv")
     tau, keep = Encoder(config)(torch.rand(2, 3, 8, 8))
     side = 4 if fields == "grid" else 20
     made = Generator(config, warp=True, color=True)(tau)
@@ -66,9 +84,10 @@ def test_configs_of_version_1_keep_the_old_form(old):
     config = AugmenterConfig.from_dict({"encoder_size": 32, **old})
     assert config.version == 1
     assert (config.affine, config.warp, config.color, config.color_points) == (0.0, None, None, None)
+    assert config.encoder == "conv"
     assert config.recolors == (config.channels == 3)  # only RGB images had a filter
     assert config.noise_dim == config.tau_dim
-    assert not {"affine", "warp", "color", "color_points"} & set(config.to_dict())
+    assert not {"affine", "warp", "color", "color_points", "encoder"} & set(config.to_dict())
     assert AugmenterConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
     generator = Generator(config, warp=True, color=config.recolors)
     assert [name for name, _ in generator.named_buffers()] == ["center"]
@@ -133,6 +152,8 @@ def test_config_survives_json(variant, fields, pooled):
         ({"encoder_size": 0}, "encoder_size"),
         ({"tau_dropout": 1.0}, "tau_dropout"),
         ({"fields": "cubic"}, "fields"),
+        ({"version": 2, "encoder": "mlp"}, "encoder"),
+        ({"version": 1, "encoder": "linear"}, "encoder=.conv., got"),
         ({"dropout": "adaptive"}, "dropout"),
         ({"variant": "both"}, "variant"),
         ({"channels": 1, "variant": "serial"}, "needs a color filter"),
@@ -150,8 +171,9 @@ def test_bad_configurations_name_the_field(values, message):
         AugmenterConfig.from_dict(values)
 
 
-def test_codes_do_not_depend_on_brightness_contrast_or_the_rest_of_the_batch():
-    encoder = Augmenter(AugmenterConfig(), generator=torch.Generator().manual_seed(0)).stages[0].encoder
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_codes_do_not_depend_on_brightness_contrast_or_the_rest_of_the_batch(kind):
+    encoder = Augmenter(AugmenterConfig(encoder=kind), generator=torch.Generator().manual_seed(0)).stages[0].encoder
     x = torch.rand(5, 3, 8, 8)
     torch.nn.init.normal_(encoder.keep[-1].weight)
     code = encoder(x)
@@ -160,15 +182,18 @@ def test_codes_do_not_depend_on_brightness_contrast_or_the_rest_of_the_batch():
             torch.testing.assert_close(got, expected[rows], atol=1e-3, rtol=1e-3)
 
 
-def test_codes_depend_on_the_image_from_the_start():
-    encoder = Augmenter(AugmenterConfig(), generator=torch.Generator().manual_seed(0)).stages[0].encoder
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_codes_depend_on_the_image_from_the_start(kind):
+    encoder = Augmenter(AugmenterConfig(encoder=kind), generator=torch.Generator().manual_seed(0)).stages[0].encoder
     tau, _ = encoder(torch.rand(50, 3, 8, 8) * torch.linspace(-1, 1, 50)[:, None, None, None])
     assert tau.std(dim=0).mean() > 0.02
     assert 0.05 < tau.square().mean().sqrt() < 20
 
 
-def test_blank_images_have_finite_codes():
-    assert all(part.isfinite().all() for part in Encoder(AugmenterConfig())(torch.full((1, 3, 8, 8), 0.3)))
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_blank_images_have_finite_codes(kind):
+    code = Encoder(AugmenterConfig(encoder=kind))(torch.full((1, 3, 8, 8), 0.3))
+    assert all(part.isfinite().all() for part in code)
 
 
 @pytest.mark.parametrize("fields", ["grid", "pixel"])
