@@ -56,7 +56,7 @@ def halves(val: HeadBatch, start: int = 0) -> tuple[HeadBatch, list[HeadBatch]]:
 
 
 def estimate(drops: Tensor) -> Estimate:
-    """Mean of predicted falls of the validation loss, with an interval over both images and validation images.
+    """Estimate the mean of predicted falls of the validation loss, with an interval over images and validation images.
 
     Args:
         drops: (folds, N), nats, by fold of the judge and training image.
