@@ -131,7 +131,7 @@ class Stream:
             )
 
     def _parts(self) -> list[range]:
-        """Yield, for each batch of a Dataset's pass, the places of the images that this process reads."""
+        """Return, for each batch of a Dataset's pass, the places of the images that this process reads."""
         samples: int = len(self.data)  # type: ignore[arg-type]
         if not self.shuffle:  # read once, in order: each process has a stretch of the pass
             stretch = range(samples * self.rank // self.world, samples * (self.rank + 1) // self.world)
