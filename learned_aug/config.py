@@ -62,8 +62,8 @@ class AugmenterConfig:
     encoder_size: int | None = 8
     """Side of the square copy that E sees, pixels (ours); None is `size` (paper)."""
     layers: int | None = None
-    """Stride-2 convolutions of E, for ``encoder="conv"``, and layers of G, for ``fields="pixel"``; by default 4, 5, 8 for
-    an `encoder_size` of 28, 32, 224 (paper), else as many as lead to one pixel."""
+    """Stride-2 convolutions of E, for ``encoder="conv"``, and layers of G, for ``fields="pixel"``; by default 4, 5, 8
+    for an `encoder_size` of 28, 32, 224 (paper), else as many as lead to one pixel."""
     tau_dim: int = 128
     """Length of the code tau (paper)."""
     tau_dropout: float = 0.5
@@ -92,7 +92,11 @@ class AugmenterConfig:
     """Version of this format."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be built, naming the field."""
+        """Refuse what cannot be built.
+
+        Raises:
+            ValueError: if a field, which the message names, is out of its range or contradicts another.
+        """
         for name, low in (("channels", 1), ("size", 4), ("tau_dim", 1), ("width", 1), ("control_points", 2)):
             _check_int(name, getattr(self, name), low)
         _check_int("encoder_size", self.encoder_side, 1)
@@ -138,7 +142,11 @@ class AugmenterConfig:
             )
 
     def _strength(self, name: str) -> Strength:
-        """Return a family's strength, checked and in floats; (x, x) as x."""
+        """Return a family's strength, checked and in floats; (x, x) as x.
+
+        Raises:
+            ValueError: if it is neither a number >= 0 nor a range of such, or if weights of version 1 cannot have it.
+        """
         value = getattr(self, name)
         if value is None:
             if self.version != 1:

@@ -13,12 +13,14 @@ __all__ = ["all_conv", "digits"]
 
 
 def all_conv(width: int = 16, channels: int = 1, classes: int = 10) -> nn.Sequential:
-    """TANDA's MNIST classifier: 5x5 convolutions of stride 2, LeakyReLU .2, batch norm from the second on, one Linear.
+    """Build TANDA's classifier for MNIST.
+
+    It has 5x5 convolutions of stride 2, LeakyReLU 0.2, batch norm from the second on, and one Linear.
 
     Args:
         width: channels of the first of four layers, doubled by each (TANDA: 64; 16 here, for the CPU).
-        channels: of the 28x28 images.
-        classes: K.
+        channels: number of channels of the 28x28 images.
+        classes: number of classes K.
     """
     layers: list[nn.Module] = []
     for k in range(4):
@@ -29,7 +31,7 @@ def all_conv(width: int = 16, channels: int = 1, classes: int = 10) -> nn.Sequen
 
 
 def digits() -> dict[str, TensorDataset]:
-    """The class-balanced MNIST sample of this package: "train" 600, "val" 2,000, "test" 2,000 images in [0, 1]."""
+    """Return this package's class-balanced MNIST sample: "train" 600, "val" 2,000, "test" 2,000 images in [0, 1]."""
     with as_file(files("learned_aug") / "data" / "mnist-sample.npz") as path, np.load(path) as arrays:
         return {
             part: TensorDataset(

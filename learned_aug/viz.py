@@ -40,7 +40,7 @@ class Indexable(Protocol):
     """A tensor (B, C, H, W), a list, or anything else that gives image k as a tensor (C, H, W)."""
 
     def __getitem__(self, index: int, /) -> Tensor:
-        """Image `index`."""
+        """Return image `index`."""
 
 
 @torch.no_grad()
@@ -58,8 +58,8 @@ def diversity_grid(
         augmenter: whose ``config.mean`` and ``config.std`` bring the images back to [0, 1].
         images: (B, C, H, W), C 1 or 3, in the value range of the augmenter.
         draws: columns after the first.
-        side: of each cell, pixels.
-        generator: for the noise.
+        side: side of each cell, pixels.
+        generator: source of the noise; by default torch's global one.
 
     Raises:
         ValueError: if the images have another shape.
@@ -89,12 +89,12 @@ def tau_traversal(
     the picture, which is stated.
 
     Args:
-        augmenter: see :func:`diversity_grid`.
+        augmenter: augmenter to show, as in :func:`diversity_grid`.
         image: (C, H, W), C 1 or 3, in the value range of the augmenter.
-        noise: of both ends, from ``augmenter.draw_noise(2)``; by default drawn.
+        noise: noise of both ends, from ``augmenter.draw_noise(2)``; by default drawn.
         steps: columns, 2 or more.
-        side: of each cell, pixels; 48 or more, for the labels.
-        generator: for the noise.
+        side: side of each cell, pixels; 48 or more, for the labels.
+        generator: source of the noise; by default torch's global one.
 
     Raises:
         ValueError: if the image has another shape, or `steps` or `side` is too small.
@@ -141,11 +141,11 @@ def tau_traversal(
 
 
 def flow_colors(flow: Tensor, reach: float) -> Tensor:
-    """Flows as colors: the hue is the direction, white is none, and the purest color is a length of `reach`.
+    """Show flows as colors: the hue is the direction, white is none, and the purest color is a length of `reach`.
 
     Args:
         flow: (B, 2, H, W), (x, y), pixels.
-        reach: pixels.
+        reach: length of flow that has the purest color, pixels.
 
     Returns:
         (B, 3, H, W) in [0, 1].
@@ -168,19 +168,19 @@ def corrected_samples(
     columns: int = 8,
     side: int = 80,
 ) -> PIL.Image.Image:
-    """Samples that a classifier got wrong before, and gets right after training with the augmentation (Fig. 5).
+    """Show samples that a classifier got wrong before, and gets right after training with the augmentation (Fig. 5).
 
     The line above says how many there are, and how many went the other way: the picture alone would flatter.
 
     Args:
-        images: in [0, 1], C 1 or 3; only those shown are read.
+        images: images (N, C, H, W) in [0, 1], C 1 or 3; only those shown are read.
         labels: (B,), class indices.
         before: (B,), predicted class indices of the classifier trained without.
         after: (B,), of the one trained with it.
         classes: names, by default the indices.
         count: how many to show at most, evenly spread over those there are.
-        columns: of the picture.
-        side: of each cell, pixels.
+        columns: number of columns of the picture.
+        side: side of each cell, pixels.
 
     Raises:
         ValueError: if the three lengths differ.
@@ -216,10 +216,10 @@ def corrected_samples(
 
 
 def fit_curves(history: Sequence[Event]) -> Figure:
-    """One panel for each metric of each stage of a fit, against its steps; bold is the mean over a tenth of them.
+    """Draw a panel for each metric of each stage of a fit, against its steps; bold is the mean over a tenth of them.
 
     Args:
-        history: of a :class:`~learned_aug.fit.FitResult`.
+        history: events of a fit, :attr:`learned_aug.FitResult.history`.
 
     Raises:
         ImportError: without matplotlib, the extra "viz".
@@ -284,12 +284,12 @@ def strength_panels(
 
 
 def influence_scatter(predicted: Tensor, actual: Tensor, *, what: str = "change of the validation loss") -> Figure:
-    """Predicted changes against those measured after refitting, with the diagonal, the correlation and the slope.
+    """Plot predicted changes against those measured after refitting, with the diagonal, the correlation and the slope.
 
     Args:
-        predicted: (n,), nats.
-        actual: (n,), nats.
-        what: names both axes.
+        predicted: changes of the validation loss that influence predicts, (n,), nats.
+        actual: changes of the validation loss measured after refitting, (n,), nats.
+        what: name of both axes.
 
     Raises:
         ImportError: without matplotlib, the extra "viz".
@@ -394,7 +394,7 @@ def _has(font: Font, letter: str) -> bool:
 
 
 def _flow_key(side: int) -> PIL.Image.Image:
-    """A disc of all directions, each in the color of a flow that points there."""
+    """Draw a disc of all directions, each in the color of a flow that points there."""
     axis = torch.linspace(-1, 1, side)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     disc = flow_colors(torch.stack([x, y])[None], 1.0)[0]

@@ -24,7 +24,9 @@ GENERATED = {"gallery/index"}
 def report():
     spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")  # as for a script there
+        spec.loader.exec_module(module)
     return module
 
 

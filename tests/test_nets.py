@@ -153,7 +153,7 @@ def test_config_survives_json(variant, fields, pooled):
         ({"tau_dropout": 1.0}, "tau_dropout"),
         ({"fields": "cubic"}, "fields"),
         ({"version": 2, "encoder": "mlp"}, "encoder"),
-        ({"version": 1, "encoder": "linear"}, "encoder=.conv., got"),
+        ({"version": 1, "encoder": "linear"}, "encoder=.conv. and centered"),
         ({"dropout": "adaptive"}, "dropout"),
         ({"variant": "both"}, "variant"),
         ({"channels": 1, "variant": "serial"}, "needs a color filter"),

@@ -99,7 +99,7 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
 
     Args:
         model: the classifier, changed in place.
-        path: a file.
+        path: file with the weights.
 
     Raises:
         FileNotFoundError: if there is no such file.

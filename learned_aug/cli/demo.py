@@ -75,7 +75,7 @@ def demo(out: Path, *, seed: int = 0, quick: bool = False, progress: bool = True
         out: folder for the results, made if need be.
         seed: seed of the networks, the fit and the data.
         quick: take a tenth of the training steps.
-        progress: show bars.
+        progress: whether to show bars.
 
     Returns:
         The table of results and the paths written.

@@ -42,7 +42,7 @@ class LabeledFiles(Dataset[tuple[Tensor, int]]):
     Args:
         samples: pairs of path and label.
         classes: names of the classes, in the order of the labels.
-        transform: from a picture to a tensor (C, H, W).
+        transform: function from a picture to a tensor (C, H, W).
         gray: read one channel.
     """
 

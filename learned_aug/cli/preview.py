@@ -85,7 +85,9 @@ def run(args: argparse.Namespace) -> str:
         picture.save(buffer, format=kind, **({"quality": 92} if kind in ("JPEG", "WEBP") else {}))
     except (OSError, ValueError) as error:  # a format's limit of pixels
         size = f"{picture.width} x {picture.height} pixels"
-        raise ValueError(f"{args.out} cannot hold {size} as {kind} ({error}); lower --limit, or write .png") from error
+        raise ValueError(
+            f"{args.out} cannot hold {size} as {kind} ({error}); lower --draws, --side or --limit, or write .png"
+        ) from error
     write_atomic(args.out, buffer.getvalue())
     return f"Wrote {args.out}: {len(files)} images, {args.draws} {'draws' if args.kind == 'grid' else 'steps'}."
 

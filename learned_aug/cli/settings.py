@@ -45,9 +45,9 @@ def add_setting(group: Any, settings: type, field: str, option: str | None = Non
 
     Args:
         group: a parser, or a group of its options.
-        settings: the dataclass.
+        settings: dataclass that has the field.
         field: name of the field.
-        option: its name on the command line; by default that of the field.
+        option: name of the option on the command line; by default that of the field.
         overrides: arguments of ``add_argument`` that are not to be taken from the field.
     """
     (found,) = (f for f in dataclasses.fields(settings) if f.name == field)

@@ -93,7 +93,7 @@ class Work:
 
     Args:
         args: options of :func:`add_data_arguments`, and model, seed, device and batch_size.
-        schedule: of the trainings; None where nothing is trained.
+        schedule: settings of the trainings; None where nothing is trained.
     """
 
     def __init__(self, args: argparse.Namespace, schedule: RetrainConfig | None) -> None:
@@ -135,7 +135,7 @@ class Work:
 
         Args:
             arm: name for the progress bar.
-            augment: from the fresh classifier to what augments its batches; None for the baseline alone.
+            augment: function from the fresh classifier to what augments its batches; None for the baseline alone.
         """
         model = self.fresh().to(self.args.device)
         order = torch.Generator().manual_seed(self.args.seed)

@@ -64,7 +64,7 @@ class Checkpoint:
             self._lock.close()
 
     def read(self) -> dict[str, Any] | None:
-        """The latest state that is whole, None if there is none.
+        """Return the latest state that is whole, None if there is none.
 
         Raises:
             CheckpointError: if it is of another run, with all differences; if there are files, but none is whole; or
@@ -148,7 +148,7 @@ class Checkpoint:
 
 
 def digest(*tensors: Tensor) -> str:
-    """12 hexadecimal digits of the tensors' dtypes, shapes and bytes."""
+    """Return 12 hexadecimal digits of the SHA-256 of the tensors' dtypes, shapes and bytes."""
     sha = hashlib.sha256()
     for tensor in tensors:
         plain = tensor.detach().cpu().contiguous()
@@ -158,7 +158,7 @@ def digest(*tensors: Tensor) -> str:
 
 
 def encode(tree: dict[str, Any]) -> bytes:
-    """The bytes of a file."""
+    """Return the bytes of a file that holds a tree of tensors and plain values."""
     tensors: dict[str, Tensor] = {}
 
     def plain(node: Any) -> Any:
@@ -175,7 +175,7 @@ def encode(tree: dict[str, Any]) -> bytes:
 
 
 def decode(data: bytes) -> dict[str, Any]:
-    """The reverse of :func:`encode`; tuples come back as lists.
+    """Read what :func:`encode` wrote; tuples come back as lists.
 
     Raises:
         ValueError: if it is another kind of file, or not as it was written.
@@ -205,13 +205,13 @@ def fingerprint(
     seed: int,
     **settings: Any,
 ) -> dict[str, str]:
-    """Name to value, all as text.
+    """Return all that decides a fit, from name to value, as text.
 
     Args:
         model: all its parameters and buffers count.
-        data: by name; the number of images and some of them count.
+        data: data sets or loaders by name; their number of images and some of the images count.
         baseline: what it makes of some images of "train" counts.
-        seed: of what is drawn for that.
+        seed: seed of the draws of `baseline`.
         settings: configurations, each of whose fields counts, and plain values.
     """
     out = {"learned-aug": version("learned-aug"), "torch": torch.__version__}
@@ -232,7 +232,7 @@ def fingerprint(
 
 
 def digest_of(model: nn.Module) -> str:
-    """Of its parameters and buffers."""
+    """Return the digest of a model's parameters and buffers."""
     return digest(*(value for value in model.state_dict().values() if isinstance(value, Tensor)))
 
 
@@ -244,7 +244,7 @@ def _fields(name: str, value: Any) -> dict[str, str]:
 
 
 def _glance(data: Data, name: str, seed: int) -> tuple[Tensor, Tensor]:
-    """A few (images, labels): spread over a Dataset, the first ones of a loader."""
+    """Return a few (images, labels): spread over a Dataset, the first ones of a loader."""
     if not isinstance(data, DataLoader):
         size: int = len(data)  # type: ignore[arg-type]
         data = Subset(data, [size * k // GLANCE for k in range(GLANCE)] if size > GLANCE else range(size))

@@ -19,10 +19,10 @@ RANKED = 256  # draws whose flows give the effective rank
 
 
 def draw_distance(out: Augmented) -> Tensor:
-    """Mean distance of two draws for the same images.
+    """Return the mean distance of two draws for the same images.
 
     Args:
-        out: of a batch whose second half repeats the images of the first.
+        out: augmented batch whose second half repeats the images of the first.
 
     Returns:
         (2,): of the flows, pixels, and of the color changes, mean absolute, units of the images. 0 where the augmenter
@@ -34,7 +34,7 @@ def draw_distance(out: Augmented) -> Tensor:
 
 
 def shared_change(out: Augmented) -> Tensor:
-    """What all samples of a batch have in common.
+    """Measure what all samples of a batch have in common.
 
     Returns:
         (2,): mean squared length of the batch's mean flow, pixels^2, and of its mean color change; differentiable.
@@ -66,9 +66,9 @@ def require_finite(loss: Tensor, stage: str, remedy: str) -> None:
 
 
 def effective_rank(flow: Tensor) -> float:
-    """Number of directions in which flows (B, 2, H, W) vary: exp of the entropy of their normalized variances.
+    """Count the directions in which flows (B, 2, H, W) vary: exp of the entropy of their normalized variances.
 
-    1 for copies of one warp at different strengths, at most B - 1.
+    It is 1 for copies of one warp at different strengths, at most B - 1.
     """
     centered = (flow - flow.mean(0)).flatten(1)
     variance = torch.linalg.svdvals(centered.double()).square()
@@ -85,14 +85,14 @@ def measure(
     val_drop: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, float]:
-    """Figures of an augmenter on (images, labels) batches.
+    """Measure an augmenter on (images, labels) batches.
 
     Args:
         augmenter: drawn twice for each image.
         tap: open, on the borrowed model.
-        batches: of images (B, C, H, W) and labels (B,).
+        batches: pairs of images (B, C, H, W) and labels (B,).
         val_drop: predicted fall of the validation loss, (B,), of (images, augmented, labels); left out without it.
-        generator: for the masks.
+        generator: source of the noise of the draws; by default torch's global one.
 
     Returns:
         warp: mean distance of two draws' flows for one image, a share of the image side.

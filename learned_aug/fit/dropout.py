@@ -67,7 +67,7 @@ class LearningDropout(FollowingInfluence):
         batches: endless (images, labels), as the model is trained on them.
         head: the head for which `ihvp` was computed.
         ihvp: s_val, (K, D + 1).
-        config: settings.
+        config: settings of this form of stage 3.
         seed: seed of the draws.
 
     Raises:
@@ -102,7 +102,7 @@ class LearningDropout(FollowingInfluence):
         return nn.ModuleList(m.keep for m in augmenter.modules() if isinstance(m, Encoder) and m.keep)
 
     def step(self) -> dict[str, Tensor]:
-        """That of E's layers for the dropout."""
+        """Take a step of those layers of E that give the logits of the dropout."""
         config, augmenter = self.config, self.augmenter
         for group in self.optimizer.param_groups:  # a rise, and a fall to 0, which averages over the draws
             group["lr"] = config.lr * min(1.0, 4 * (self.done + 1) / config.steps, 2 - 2 * self.done / config.steps)
@@ -125,7 +125,10 @@ class LearningDropout(FollowingInfluence):
         }
 
     def wanted(self, augmented: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
-        """Direction of the masks in which the influence falls, (B, stages, tau_dim), of root mean square the gate."""
+        """Return the direction of the masks in which the influence falls.
+
+        Its shape is (B, stages, tau_dim), its root mean square the gate.
+        """
         features, output = self.tap(augmented)
         batch = self.head(features, labels)
         score = -influence_up(self.ihvp.to(features.dtype), batch, self.head.label_smoothing)
@@ -135,7 +138,12 @@ class LearningDropout(FollowingInfluence):
 
 
 def kl_to_prior(logits: Tensor, keep: float) -> Tensor:
-    """KL of dropout with these logits added to those of probability `keep`, from the latter: (B, ...) to (B,), nats."""
+    """Compute the KL divergence of a dropout from the one of probability `keep`, nats: (B, ...) to (B,).
+
+    Args:
+        logits: what the dropout's logits of keeping each unit have beyond those of `keep`, (B, ...).
+        keep: probability of keeping a unit under the prior.
+    """
     prior = math.log(keep / (1 - keep))
     q = torch.sigmoid(logits + prior)
     each = q * logits - F.softplus(logits + prior) + math.log1p(math.exp(prior))

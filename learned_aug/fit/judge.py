@@ -71,7 +71,7 @@ def _dealt(val: HeadBatch, places: Tensor, parts: Iterable[int]) -> list[HeadBat
 
 
 def estimate(drops: Tensor) -> Estimate:
-    """Mean of predicted falls of the validation loss, with an interval over both images and validation images.
+    """Estimate the mean of predicted falls of the validation loss, with an interval over images and validation images.
 
     Args:
         drops: (folds, N), nats, by fold of the judge and training image.

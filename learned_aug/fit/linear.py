@@ -63,7 +63,7 @@ class Maximizing(FollowingInfluence):
         batches: endless (images, labels), as the model is trained on them.
         head: the head for which `ihvp` was computed.
         ihvp: s_val, (K, D + 1).
-        config: settings.
+        config: settings of this form of stage 3.
         seed: seed of the draws.
     """
 
@@ -112,7 +112,7 @@ class Maximizing(FollowingInfluence):
 
 
 def _std(values: Tensor) -> Tensor:
-    """Over all processes, each of which has as many values."""
+    """Return the standard deviation over all processes, each of which has as many values."""
     count = len(values) * world_size()
     variance = all_mean((values - all_mean(values.mean())).square().mean()) * count / (count - 1)
     return variance.sqrt()

@@ -68,7 +68,7 @@ class FitResult:
         return f"{what}: {why} ({self.gain.mean:+.2g} +- {self.gain.margin:.2g} nats an image)."
 
     def __str__(self) -> str:
-        """The diagnostics as a table, its legend and the verdict."""
+        """Return the diagnostics as a table, its legend and the verdict."""
         names = list(self.diagnostics["prior"])
         rows = [["", *names]] + [
             [stage, *(f"{figures[name]:.3g}" for name in names)] for stage, figures in self.diagnostics.items()
@@ -238,7 +238,7 @@ def fit(
 
 
 def _on_device(model: nn.Module, head: str | None, device: torch.device | str | None) -> tuple[nn.Module, nn.Linear]:
-    """The model, or a copy where `device` is another one (to move the user's there and back would touch it)."""
+    """Return the model, or a copy where `device` is another one (to move the user's there and back would touch it)."""
     layer = find_head(model, head)
     home = layer.weight.device
     wanted = home if device is None else torch.device(device)

@@ -64,7 +64,7 @@ class PretrainConfig:
 
 
 def ragan_d_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Discriminator's loss: a real sample should look more real than the average fake one, and the reverse.
+    """Compute the discriminator's loss: a real sample should look more real than the average fake one, and the reverse.
 
     -E_r log s(C_r - E C_f) - E_f log(1 - s(C_f - E C_r)), s the sigmoid; ln 4 where it cannot tell them apart. Of
     several processes each gets its share of the loss, of which the mean is wanted; the inner means run over all.
@@ -81,12 +81,12 @@ def ragan_d_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def ragan_g_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Generator's loss: :func:`ragan_d_loss` with the roles exchanged."""
+    """Compute the generator's loss: :func:`ragan_d_loss` with the roles exchanged."""
     return ragan_d_loss(fake, real)
 
 
 class ImageDiscriminator(nn.Sequential):
-    """Stride-2 convolutions with LeakyReLU .2 to one logit per image: (B, C, H, W) to (B, 1).
+    """Stride-2 convolutions with LeakyReLU 0.2 to one logit per image: (B, C, H, W) to (B, 1).
 
     It sees a copy of half the side: at full resolution it wins at once, by the blur that any bilinear warp leaves.
     """
@@ -107,15 +107,15 @@ class FeatureDiscriminator(nn.Linear):
 
 
 def growth_level(done: int, config: PretrainConfig, size: int) -> float:
-    """How fine the fields are at a step, for :meth:`learned_aug.Augmenter.grown_to`.
+    """Tell how fine the fields are at a step, for :meth:`learned_aug.Augmenter.grown_to`.
 
     From 4x4 points to those of the training size, doubling: each level is held and then the next one blended in, for as
     many steps (progressive growing, Karras et al. 2018). The last step is always at full resolution.
 
     Args:
-        done: steps taken.
-        config: its `steps` and `growth`.
-        size: pixels.
+        done: number of steps taken so far.
+        config: settings of stage 1, of which `steps` and `growth` are read.
+        size: side of the images, pixels.
 
     Returns:
         log2 of the points along a side; infinite once grown.
@@ -144,11 +144,11 @@ class Pretraining(Stage):
     two draws' flows, a share of the image side.
 
     Args:
-        augmenter: calibrated.
+        augmenter: calibrated networks, trained in place.
         tap: open, on the borrowed model.
         sources: endless (images, labels), to be augmented.
         reals: endless (images, labels) with the baseline augmentation, never the raw images.
-        config: settings.
+        config: settings of stage 1.
         seed: seed of the draws and of the discriminators' weights.
 
     Raises:
@@ -200,11 +200,11 @@ class Pretraining(Stage):
         )
 
     def judge(self, images: Tensor) -> Tensor:
-        """Logits of both discriminators, (B, 2)."""
+        """Return the logits of both discriminators, (B, 2)."""
         return torch.cat([self.image_critic(images.float()), self.feature_critic(self.tap(images)[0].float())], dim=1)
 
     def step(self) -> dict[str, Tensor]:
-        """The discriminators', then E and G's."""
+        """Take a step of the discriminators, then one of E and G."""
         config, augmenter = self.config, self.augmenter
         # A loader's batches may be larger.
         source = next(self.sources)[0][: (config.batch_size + 1) // 2 // world_size()]

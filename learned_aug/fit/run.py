@@ -28,7 +28,7 @@ class Run:
         checkpoint: None keeps nothing; of processes other than 0 it is not used.
         every: seconds between two saves within a stage; each stage's end is saved as well.
         listeners: called with each event.
-        device: of what passes between processes.
+        device: device of the tensors that pass between processes.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Run:
             listener(event)
 
     def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The result of a stage, made if the checkpoint does not have it; a tree as :class:`Checkpoint` takes it."""
+        """Return the result of a stage, a tree as :class:`Checkpoint` takes it; make it if the checkpoint lacks it."""
         if name not in self.results:
             self.results[name] = make()
             self._save()
@@ -63,11 +63,11 @@ class Run:
         return result
 
     def train(self, name: str, stage: Stage, streams: Sequence[Stream]) -> None:
-        """The steps of a stage that are left; its result are the weights of its augmenter, which is left with them.
+        """Run a stage's remaining steps and keep the weights of its augmenter as the result, also where they were kept.
 
         Args:
-            name: of the result.
-            stage: as at its start.
+            name: name under which the result is kept.
+            stage: the stage, before its first step.
             streams: the batches it reads, at their start.
         """
 
@@ -116,5 +116,5 @@ class Run:
 
 
 def weights_of(augmenter: Augmenter) -> dict[str, Tensor]:
-    """A copy."""
+    """Return a copy of the augmenter's weights."""
     return {name: tensor.detach().clone() for name, tensor in augmenter.state_dict().items()}

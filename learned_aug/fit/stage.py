@@ -22,13 +22,13 @@ class Stage(ABC):
     """A stage: its networks, optimizers and the units of its losses; :meth:`run` takes its steps.
 
     Attributes:
-        name: of its events.
-        augmenter: trained in place.
-        trained: the part of it that is; all of it, unless a stage says otherwise.
-        steps: in all.
-        done: how many are.
+        name: name of its events.
+        augmenter: networks that are trained in place.
+        trained: the part of the augmenter that is trained; all of it, unless a stage says otherwise.
+        steps: number of steps in all.
+        done: number of steps taken so far.
         modules: other networks that it trains.
-        optimizers: by name.
+        optimizers: optimizers of these networks, by name.
         units: tensors that are measured at the first step and stay.
     """
 
@@ -49,10 +49,10 @@ class Stage(ABC):
 
     @abstractmethod
     def step(self) -> dict[str, Tensor]:
-        """One step; figures of this process's part of the batch, of which the events show the mean."""
+        """Take one step and return the figures of this process's part of the batch; events show their mean."""
 
     def run(self, on_event: OnEvent, after: Callable[[], None] = lambda: None) -> None:
-        """The steps that are left; `after` is called at the end of each."""
+        """Take the remaining steps; `after` is called at the end of each."""
         self.trained.requires_grad_(True)
         self.augmenter.learning = True
         try:
@@ -67,7 +67,7 @@ class Stage(ABC):
             self.augmenter.requires_grad_(False)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the steps to come depend on, beside the batches."""
+        """Return all that the steps to come depend on, beside the batches."""
         return {
             "done": self.done,
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
@@ -131,13 +131,13 @@ class FollowingInfluence(Stage):
 
 
 def share_of_noise(augmenter: Augmenter, images: Tensor, generator: torch.Generator, draws: int = 1) -> Tensor:
-    """Noise for this process's `images` repeated `draws` times, of those that are drawn for the batch of all processes.
+    """Return the noise of this process's `images`, repeated `draws` times, out of that for the batch of all processes.
 
     Args:
-        augmenter: for its :meth:`~learned_aug.Augmenter.draw_noise`.
+        augmenter: augmenter that the noise is for.
         images: (B, C, H, W); B is the same in all processes.
-        generator: in the same state in all processes.
-        draws: R.
+        generator: source of the noise, in the same state in all processes.
+        draws: number of draws R for each image.
 
     Returns:
         (R B, stages, tau_dim).

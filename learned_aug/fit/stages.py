@@ -49,7 +49,7 @@ class Tap(HeadTap):
         self.amp = amp
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """As of :class:`HeadTap`, in the dtype of the images."""
+        """Return features and logits as :class:`HeadTap` does, in the dtype of the images."""
         if self.amp is None:
             return super().__call__(images)
         with torch.autocast(images.device.type, self.amp):
@@ -94,7 +94,7 @@ class Setting:
     def stream(
         self, name: str, use: str, batch_size: int, *, augmented: bool = True, shuffle: bool = True, shared: bool = True
     ) -> Stream:
-        """Batches of `train` or `val`; `use` tells its draws from those of other streams."""
+        """Return batches of `train` or `val`; `use` tells its draws from those of other streams."""
         data = self.train if name == "train" else self.val
         return Stream(
             data,
@@ -152,7 +152,7 @@ class Setting:
         check_differentiable(self.tap, images)
 
     def start(self, given: Augmenter | AugmenterConfig | None) -> dict[str, Any]:
-        """Configuration and weights of the start: the given networks, or random ones, calibrated."""
+        """Return the configuration and weights of the start: the given networks, or random ones, calibrated."""
         images = torch.cat([images for images, _ in self.probe(128)])
         if isinstance(given, Augmenter):
             network = copy.deepcopy(given).to(images.device)
@@ -234,7 +234,7 @@ def _reported(stream: Stream, notify: OnEvent) -> Iterator[tuple[Tensor, Tensor]
 
 
 def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches until `count` images have come."""
+    """Yield batches until `count` images have come."""
     for batch in batches:
         yield batch
         count -= len(batch[1])

@@ -1,4 +1,4 @@
-"""Preconditioned conjugate gradients on matrices, or on a stack of them that shares each product."""
+"""Run preconditioned conjugate gradients on matrices, or on a stack of them that shares each product."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["conjugate_gradients", "norms"]
 
 
 def norms(v: Tensor) -> Tensor:
-    """Norm of a matrix (K, D), a scalar, or of each in a stack (R, K, D), (R,)."""
+    """Return the norm of a matrix (K, D), a scalar, or of each in a stack (R, K, D), (R,)."""
     return v.square().sum((-2, -1)).sqrt()
 
 
@@ -22,7 +22,7 @@ def conjugate_gradients(
     max_steps: int,
     precondition: Callable[[Tensor], Tensor] = lambda r: r,
 ) -> tuple[Tensor, Tensor, int]:
-    """Preconditioned conjugate gradients on `apply(x) = rhs` from x = 0, for a matrix or a stack of them.
+    """Run preconditioned conjugate gradients on `apply(x) = rhs` from x = 0, for a matrix or a stack of them.
 
     Stops when `done(x, r)` for the recurrence's residual r, after `max_steps`, or when rounding leaves no direction of
     positive curvature: what was reached is for the caller to judge.

@@ -19,7 +19,7 @@ __all__ = ["HeadBatch", "HeadTap", "borrowed", "check_differentiable", "collect"
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside DataParallel, DistributedDataParallel and torch.compile wrappers."""
+    """Return the module inside DataParallel, DistributedDataParallel and torch.compile wrappers."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
@@ -30,7 +30,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def find_head(model: nn.Module, name: str | None = None) -> nn.Linear:
-    """The Linear whose output is the model's logits.
+    """Find the Linear whose output is the model's logits.
 
     Args:
         model: a classifier; DataParallel, DistributedDataParallel and torch.compile wrappers are looked through.
@@ -133,7 +133,7 @@ def _weight_normed(head: nn.Linear, name: str) -> bool:
 
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[nn.Module]:
-    """The user's model in eval mode and frozen, given back as it came, also when the body raises.
+    """Lend the user's model in eval mode and frozen, given back as it came, also when the body raises.
 
     Restored on exit: every module's `training` flag, every parameter's `requires_grad` and `grad`, every buffer bit for
     bit. Parameter values are not copied: the body must not write to them. Hooks are their owners' to remove (`HeadTap`
@@ -177,7 +177,7 @@ class HeadTap:
 
     Args:
         model: the classifier; wrappers are looked through, as in `find_head`.
-        head: its last nn.Linear.
+        head: last nn.Linear of the model.
     """
 
     def __init__(self, model: nn.Module, head: nn.Linear) -> None:
@@ -205,7 +205,7 @@ class HeadTap:
         self._seen.append(args[0] if args else kwargs["input"])
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and logits of a batch.
+        """Return features and logits of a batch.
 
         Args:
             images: (B, ...), on the model's device.
@@ -343,12 +343,12 @@ def collect(
     count: int = 0,
     keep_logits: bool = True,
 ) -> HeadBatch:
-    """Features, logits and labels of a data set, streamed through the model without grad.
+    """Collect features, logits and labels of a data set, streamed through the model without grad.
 
     Args:
         tap: an open `HeadTap`, which also says on which device the model is.
         batches: pairs of images (B, ...) and class indices (B,), in the order that the result keeps.
-        dtype: of the stored features; default as the model gives them. see `InfluenceConfig.cache_dtype`.
+        dtype: dtype of the stored features, by default as the model gives them; see `InfluenceConfig.cache_dtype`.
         count: how many samples will come, where that is known, so that memory is taken once. If more come, it doubles.
         keep_logits: False if the head will be another, as in `HeadProblem.from_batch`, which computes its own: logits
             are then (N, 0).

@@ -58,7 +58,7 @@ def targets(labels: Tensor, like: Tensor, label_smoothing: float = 0.0) -> Tenso
 
 
 def warn_of_missing_classes(labels: Tensor, classes: int, sharded: bool = False) -> int:
-    """Warn if the hyper-validation set lacks a class of the head; the number of its samples, over all processes."""
+    """Warn if the hyper-validation set lacks a class of the head; return its size, over all processes."""
     counts = labels.bincount(minlength=classes)
     if sharded:
         all_sum_(counts)
@@ -196,12 +196,12 @@ class HeadProblem:
         return all_sum_(sums) if self.sharded else sums
 
     def with_theta(self, theta: Tensor) -> HeadProblem:
-        """The same problem at other weights, (K, D + 1) or (K, D); computes in the dtype of `theta`."""
+        """Return the same problem at other weights, (K, D + 1) or (K, D); computes in the dtype of `theta`."""
         weight, bias = (theta, None) if self.bias is None else (theta[:, :-1], theta[:, -1])
         return replace(self, weight=weight, bias=bias)
 
     def to(self, dtype: torch.dtype) -> HeadProblem:
-        """The same problem computed in `dtype`; features stay as they are stored."""
+        """Return the same problem computed in `dtype`; features stay as they are stored."""
         return self if self.weight.dtype == dtype else self.with_theta(self.theta.to(dtype))
 
     @property
@@ -210,7 +210,7 @@ class HeadProblem:
         return HeadBatch(self.features, self.logits, self.labels)
 
     def batches(self) -> Iterator[HeadBatch]:
-        """`batch` in parts, of which only one need be in memory."""
+        """Yield `batch` in parts, of which only one need be in memory."""
         for rows in self._blocks():
             yield HeadBatch(self.features[rows], self._logits(rows), self.labels[rows])
 
@@ -259,7 +259,7 @@ class HeadProblem:
         return out
 
     def loss(self) -> Tensor:
-        """L(theta), nats, a scalar."""
+        """Compute L(theta), nats, a scalar."""
         data = self.weight.new_zeros(())
         for rows in self._blocks():
             smoothing = self.label_smoothing
@@ -308,7 +308,7 @@ class HeadProblem:
         )
 
     def hvp(self, v: Tensor, rows: Tensor | None = None) -> Tensor:
-        """H V, weight decay included and damping not.
+        """Compute H V, weight decay included and damping not.
 
         Args:
             v: (K, D + 1) or (K, D) as `theta`, or a stack (R, ...) of them, which shares the passes over the features.

@@ -15,7 +15,7 @@ __all__ = ["RefitResult", "refit"]
 
 
 class RefitResult(NamedTuple):
-    """A head at, or towards, its optimum."""
+    """A head at, or toward, its optimum."""
 
     problem: HeadProblem  # float64, at the new weights
     gradient_norm: float  # |grad L|, nats per unit of theta

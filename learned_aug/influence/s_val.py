@@ -73,7 +73,7 @@ def solve_s_val(
         train: features (N, D) and labels (N,) of all training images; the logits are not used.
         val: features and labels of all hyper-validation images; the logits are not used.
         layer: the head as found; not changed.
-        config: settings.
+        config: settings of the solver, its damping and the refit.
         also: further validation sets, solved for in the same passes over the features.
         sharded: whether `train` and `val` are one process's parts; all processes get the same result.
         on_event: gets the events of :func:`refit`.
@@ -119,7 +119,7 @@ def predicted_influence(
         head: whose weights give the logits of the influence; a refitted copy, or the model's own.
         ihvp: s_val, (K, D + 1), computed for `head`.
         images: originals, (B, C, H, W).
-        augmented: their copies, (B, C, H, W).
+        augmented: augmented copies of `images`, (B, C, H, W).
         labels: class indices (B,).
 
     Returns:

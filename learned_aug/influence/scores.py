@@ -26,7 +26,7 @@ __all__ = [
 
 
 def influence_up(ihvp: Tensor, batch: HeadBatch, label_smoothing: float = 0.0) -> Tensor:
-    """Influence of up-weighting each sample on the validation loss, Eqs. 13 and 14: -<S, (p - y) h~^T>.
+    """Compute the influence of up-weighting each sample on the validation loss, Eqs. 13 and 14: -<S, (p - y) h~^T>.
 
     For the validation set, S is s_val = (H + damping)^-1 val_grad. For single validation samples, pass the stack of
     theirs; or, H being symmetric, pass S = (H + damping)^-1 of one *training* sample's gradient and the validation set
@@ -35,7 +35,7 @@ def influence_up(ihvp: Tensor, batch: HeadBatch, label_smoothing: float = 0.0) -
     Args:
         ihvp: S, (K, D + 1), bias in the last column, or (K, D) without, or a stack (R, ...) of such; a constant.
         batch: features (B, D), logits (B, K), labels (B,) of the training samples.
-        label_smoothing: of the training loss.
+        label_smoothing: label smoothing of the training loss, in [0, 1].
 
     Returns:
         (B,), or (R, B) for a stack; nats per unit of sample weight; differentiable through `batch`. Memory O(B K).
@@ -63,7 +63,7 @@ def influence_up(ihvp: Tensor, batch: HeadBatch, label_smoothing: float = 0.0) -
 
 
 def influence_aug(ihvp: Tensor, aug: HeadBatch, orig: HeadBatch, label_smoothing: float = 0.0) -> Tensor:
-    """Influence of replacing each sample by its augmented copy, Eq. 18: I_up(aug) - I_up(orig).
+    """Compute the influence of replacing each sample by its augmented copy, Eq. 18: I_up(aug) - I_up(orig).
 
     Negative is good: the predicted fall of the validation loss is -I / n_train (Eq. 15).
 
@@ -71,7 +71,7 @@ def influence_aug(ihvp: Tensor, aug: HeadBatch, orig: HeadBatch, label_smoothing
         ihvp: s_val, (K, D + 1), bias in the last column, or (K, D) without, or a stack of such; treated as constant.
         aug: features (B, D), logits (B, K), labels (B,) of the augmented images.
         orig: the same for the originals, in the same order.
-        label_smoothing: of the training loss.
+        label_smoothing: label smoothing of the training loss, in [0, 1].
 
     Returns:
         (B,), or (R, B) for a stack; nats per unit of sample weight; differentiable through `aug`.
@@ -88,10 +88,10 @@ def influence_aug(ihvp: Tensor, aug: HeadBatch, orig: HeadBatch, label_smoothing
 
 
 def predicted_val_drop(influence: Tensor, n_train: int) -> Tensor:
-    """Predicted fall of the validation loss, Eq. 15: -I / N.
+    """Predict the fall of the validation loss, Eq. 15: -I / N.
 
     Args:
-        influence: of up-weighting or replacing, nats per unit of sample weight.
+        influence: influence of up-weighting or replacing, nats per unit of sample weight.
         n_train: N, samples in the training set over which H is a mean.
 
     Returns:

@@ -37,7 +37,7 @@ class ConvergenceError(RuntimeError):
 
 
 def relative_damping(problem: HeadProblem, factor: float) -> float:
-    """Absolute damping from a factor of the mean eigenvalue of the Hessian's data term.
+    """Return the absolute damping from a factor of the mean eigenvalue of the Hessian's data term.
 
     Damping bounds the solution where H is near zero, that is where training probabilities are near one-hot and no
     weight decay holds the head. Against refitting to convergence it only costs: at a head refitted with weight decay,
@@ -124,7 +124,7 @@ class System:
         return 0.95 * tolerance / (1 + tolerance) * bound
 
     def solution(self, x: Tensor, check: Check, converged: bool, steps: int) -> Solution:
-        """The solvers' common result."""
+        """Return the result that all solvers have in common."""
         if self.mu == 0:
             x = x - x.mean(-2, keepdim=True)
         return Solution(
@@ -139,7 +139,7 @@ class System:
     def failure(
         self, solver: str, tolerance: float, x: Tensor, check: Check, steps: int, cause: str
     ) -> ConvergenceError:
-        """What to raise when the tolerance was missed."""
+        """Return what to raise when the tolerance was missed."""
         bound = f"error bound {check.error_bound:.1e}, " if self.mu > 0 else ""
         relative = self.damping / self.problem.mean_eigenvalue if self.problem.mean_eigenvalue > 0 else math.inf
         return ConvergenceError(

@@ -86,8 +86,8 @@ def check_class_range(labels: Tensor, classes: int, start: int = 0) -> None:
     """Refuse class indices that a head of `classes` outputs does not have.
 
     Args:
-        labels: integers (B,).
-        classes: K.
+        labels: class indices, integers (B,).
+        classes: number of classes K.
         start: index of the first sample of the batch.
 
     Raises:

@@ -75,7 +75,7 @@ def hold_out(train: Data, share: float, generator: torch.Generator) -> tuple[Sub
 
 
 def _labels(data: Any) -> Tensor | None:
-    """Class indices of a map-style Dataset, as torchvision's and torch's own keep them; else None."""
+    """Return the class indices of a map-style Dataset, as torchvision's and torch's own keep them; else None."""
     if isinstance(data, Subset):
         inner = _labels(data.dataset)
         return None if inner is None else inner[torch.as_tensor(data.indices)]

@@ -27,12 +27,12 @@ def _active() -> bool:
 
 
 def rank() -> int:
-    """Of this process, from 0; the one that writes files and reports is 0."""
+    """Return the number of this process, from 0; process 0 writes files and reports."""
     return dist.get_rank() if _active() else 0
 
 
 def world_size() -> int:
-    """R, the number of processes."""
+    """Return R, the number of processes."""
     return dist.get_world_size() if _active() else 1
 
 
@@ -76,10 +76,10 @@ class _AllMean(torch.autograd.Function):
 
 
 def all_mean(tensor: Tensor) -> Tensor:
-    """Mean of `tensor` over processes; differentiable, with the gradients averaged over processes as well.
+    """Return the mean of `tensor` over processes; differentiable, with the gradients averaged over processes as well.
 
     Raises:
-        RuntimeError: as :func:`all_sum_`.
+        RuntimeError: if the processes cannot reach each other, as for :func:`all_sum_`.
     """
     mean: Tensor = _AllMean.apply(tensor) if _active() else tensor
     return mean
@@ -89,7 +89,7 @@ def average_gradients_(parameters: Iterable[Tensor]) -> None:
     """Replace each `grad` by its mean over processes; those that are None must be None on all.
 
     Raises:
-        RuntimeError: as :func:`all_sum_`.
+        RuntimeError: if the processes cannot reach each other, as for :func:`all_sum_`.
     """
     if not _active():
         return
@@ -104,7 +104,7 @@ def broadcast_(*tensors: Tensor) -> None:
     """Replace tensors on each process by those of process 0, in place.
 
     Raises:
-        RuntimeError: as :func:`all_sum_`.
+        RuntimeError: if the processes cannot reach each other, as for :func:`all_sum_`.
     """
     if _active():
         with torch.no_grad(), _peers_named():
@@ -119,11 +119,11 @@ def from_first(value: Any, device: torch.device | None = None) -> Any:
     """Return process 0's `value` on every process; pickled on the way, so only for what our own processes send.
 
     Args:
-        value: of process 0, any picklable object; ignored on the others.
-        device: one that the process group can send from.
+        value: any picklable object, on process 0; ignored on the others.
+        device: device that the process group can send from.
 
     Raises:
-        RuntimeError: as :func:`all_sum_`.
+        RuntimeError: if the processes cannot reach each other, as for :func:`all_sum_`.
     """
     if not _active():
         return value
@@ -138,7 +138,7 @@ def span(count: int, device: torch.device | str = "cpu") -> tuple[int, int]:
 
     Args:
         count: samples of this process; the shares need not be equal.
-        device: one that the process group can send from.
+        device: device that the process group can send from.
     """
     counts = torch.zeros(world_size(), dtype=torch.long, device=device)
     counts[rank()] = count

@@ -19,13 +19,13 @@ __all__ = ["Reseed", "derived", "forked", "generator"]
 
 
 def derived(*where: int | str) -> int:
-    """A seed of 63 bits for a place, such as (seed, "maximize", step)."""
+    """Derive a seed of 63 bits for a place, such as (seed, "maximize", step)."""
     digest = hashlib.sha256(repr(where).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 def generator(*where: int | str) -> torch.Generator:
-    """A new generator, on the CPU, seeded for a place."""
+    """Return a new generator, on the CPU, seeded for a place."""
     return torch.Generator().manual_seed(derived(*where))
 
 

@@ -28,16 +28,16 @@ class Stream:
     draws what one process would. A loader gives each process its own part, by a DistributedSampler.
 
     Args:
-        data: see :class:`learned_aug.runtime.data.Batches`.
-        name: of the data in errors, "train" or "val".
+        data: data set or loader of (images, labels), see :class:`learned_aug.runtime.data.Batches`.
+        name: name of the data in errors, "train" or "val".
         use: what the batches are for; each use has draws of its own.
-        seed: of the fit.
-        batch_size: for a Dataset.
+        seed: seed of the fit, from which all draws follow.
+        batch_size: images per batch of a Dataset, over all processes; a loader has its own.
         device: where the batches go.
-        dtype: of the images, by default as they come.
+        dtype: floating dtype of the images; by default as they come.
         baseline: applied to each image alone; None leaves them as they come.
-        shuffle: for a Dataset; the last images of a pass, fewer than a batch, are then left out.
-        rank: of this process.
+        shuffle: whether to draw the order of a Dataset; last images that fill no batch are then left out.
+        rank: number of this process, from 0.
         world: number of processes.
 
     Attributes:
@@ -87,7 +87,7 @@ class Stream:
         return self
 
     def __next__(self) -> tuple[Tensor, Tensor]:
-        """The next batch."""
+        """Return the next batch."""
         while True:
             number, done = self._position
             if self._pass is None:
@@ -116,7 +116,7 @@ class Stream:
         return self.batches * (self.data.batch_size or 0)
 
     def once(self, number: int = 0, skip: int = 0) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """The batches of one pass, without the first `skip`."""
+        """Yield the batches of one pass, without the first `skip`."""
         read = self._read_loader if isinstance(self.data, DataLoader) else self._read_dataset
         with collate_errors_named(self.name):
             for start, images, labels in read(number, skip):
@@ -131,7 +131,7 @@ class Stream:
             )
 
     def _parts(self) -> list[range]:
-        """Of each batch of a Dataset's pass, the places of the images that this process reads."""
+        """Return, for each batch of a Dataset's pass, the places of the images that this process reads."""
         samples: int = len(self.data)  # type: ignore[arg-type]
         if not self.shuffle:  # read once, in order: each process has a stretch of the pass
             stretch = range(samples * self.rank // self.world, samples * (self.rank + 1) // self.world)
@@ -143,7 +143,7 @@ class Stream:
         return [range(k + part * self.rank, k + part * (self.rank + 1)) for k in range(0, samples - size + 1, size)]
 
     def _read_dataset(self, number: int, skip: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """This process's part of the batches from the `skip`-th on, each with the place of its first image."""
+        """Yield this process's part of the batches from the `skip`-th on, each with the place of its first image."""
         order: Sequence[int] = range(len(self.data))  # type: ignore[arg-type]
         if self.shuffle:
             order = torch.randperm(len(order), generator=generator(*self._place, "order", number)).tolist()
@@ -156,7 +156,7 @@ class Stream:
             yield places.start, *check_batch(default_collate(samples), self.name, places.start)
 
     def _read_loader(self, number: int, skip: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """As :meth:`_read_dataset`; a loader can only be read from the start of the pass.
+        """Do as :meth:`_read_dataset`; a loader can only be read from the start of the pass.
 
         Raises:
             ValueError: if the loader gives no sample.

@@ -8,9 +8,13 @@ import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from learned_aug.config import AugmenterConfig
 from learned_aug.weights.files import sha256
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 __all__ = ["CARD_NAME", "CardFacts", "CardResult", "published", "render"]
 
@@ -56,7 +60,8 @@ class CardFacts:
     protocol: str = UNKNOWN
     """How the errors were measured: schedules, seeds, what the test set was used for, the command."""
     results: tuple[CardResult, ...] = ()
-    """Test errors: first with the fitted augmenter, then with its controls."""
+    """Test errors: first with the fitted augmenter, then with its controls. Where `datasets` names one data set, the
+    first also stands in the header (model-index), which the Hub shows and searches."""
     settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
     """Settings of the fit by name."""
     diagnostics: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
@@ -95,7 +100,11 @@ def render(facts: CardFacts, config: AugmenterConfig, files: Mapping[str, bytes]
     """
     from huggingface_hub import ModelCardData
 
+    name = source.rstrip("/").rsplit("/", 1)[-1]
+    measured = _eval_results(facts)
     data = ModelCardData(
+        model_name=name if measured else None,
+        eval_results=measured,
         license=facts.license,
         library_name="learned-aug",
         pipeline_tag="image-to-image",
@@ -122,7 +131,7 @@ def render(facts: CardFacts, config: AugmenterConfig, files: Mapping[str, bytes]
 {data.to_yaml()}
 ---
 
-# {source.rstrip("/").rsplit("/", 1)[-1]}
+# {name}
 
 A network of the Python package learned-aug that {does} images, each time differently, fitted to one classifier by
 influence functions. Images: {kind}.
@@ -189,9 +198,30 @@ def published(folder: Path, repo_id: str) -> dict[str, bytes]:
     name = folder.resolve().name
     for source in (f"./{name}", name):
         text = text.replace(f'from_pretrained("{source}")', f'from_pretrained("{repo_id}")')
-    text = re.sub(rf"^# {re.escape(name)}$", f"# {repo_id.rsplit('/', 1)[-1]}", text, count=1, flags=re.M)
+    for title in ("# ", "- name: "):  # the heading, and the name of the header's model-index
+        text = re.sub(rf"^{title}{re.escape(name)}$", title + repo_id.rsplit("/", 1)[-1], text, count=1, flags=re.M)
     shown = {link for link in re.findall(r"!\[[^]]*\]\(([^)/]+\.png)\)", text) if (folder / link).is_file()}
     return {CARD_NAME: text.encode(), **{link: (folder / link).read_bytes() for link in sorted(shown)}}
+
+
+def _eval_results(facts: CardFacts) -> list[EvalResult] | None:
+    """Return the figure that the Hub shows as that of these weights; a control's would pass for theirs."""
+    from huggingface_hub import EvalResult
+
+    if not facts.results or len(facts.datasets) != 1:
+        return None
+    (dataset,), fitted = facts.datasets, facts.results[0]
+    runs = "1 run" if fitted.runs == 1 else f"mean of {fitted.runs} runs"
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=dataset,
+            dataset_name=dataset,
+            metric_type="error",
+            metric_value=fitted.error,
+            metric_name=f"Test error in percent, {runs}, trained with {fitted.arm}",
+        )
+    ]
 
 
 def _row(result: CardResult) -> tuple[str, str, str]:

@@ -62,8 +62,8 @@ class PretrainedMixin(nn.Module):
             card: facts for the model card; without them a card that was there stays, and a new one says what is known.
             private: whether the repository is; by default the account's setting.
             revision: branch, made if it does not exist; by default "main".
-            commit_message: its first line.
-            token: by default the one of ``hf auth login``.
+            commit_message: first line of the commit's message.
+            token: token of the Hub; by default the one of ``hf auth login``.
 
         Returns:
             The commit, 40 hexadecimal digits, to pin as ``from_pretrained(repo_id, revision=...)``.
@@ -101,8 +101,8 @@ class PretrainedMixin(nn.Module):
                 path object, "local-dir:PATH", or a string that begins with "./", "../", "/" or "~", a local folder.
             revision: branch, tag or commit of a Hub repository; by default "main". Pin the commit for what must not
                 change: 40 hexadecimal digits, read from the cache without a request.
-            cache_dir: of Hub downloads; by default the Hub client's own.
-            token: for private repositories; by default the one of ``hf auth login``.
+            cache_dir: folder of Hub downloads; by default the Hub client's own.
+            token: token for private repositories; by default the one of ``hf auth login``.
 
         Raises:
             ValueError: if `source` is no such name.

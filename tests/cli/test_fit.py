@@ -1,8 +1,10 @@
 """learned-aug fit on real digits: what it writes and says, and what it checks before the work."""
 
 import json
+import shlex
 import shutil
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 
 import PIL.Image
@@ -194,3 +196,16 @@ def test_images_smaller_than_the_size_are_told_before_the_work(fitted, some, tmp
     assert main([*given, "--head", "none"]) == 1
     error = capsys.readouterr().err
     assert "their shorter side is 28 px (median of 400), --size is 64, which takes 5.22 times the work" in error
+
+
+def test_the_next_command_keeps_what_the_fit_was_told_about_the_data():
+    told = {"model": "cnn4", "data": Path("my digits"), "size": 28, "gray": True, "val": "0.2", "baseline": "crop"}
+    args = SimpleNamespace(**told, workers=0, mean=[0.5], std=[0.25], train_steps=None, out=Path("run"))
+    words = shlex.split(fitting._next(args))
+    assert words[:2] == ["learned-aug", "compare"]
+    options = " ".join(words)
+    for option in ("--data my digits", "--size 28 --gray", "--val 0.2", "--baseline crop", "--mean 0.5", "--std 0.25"):
+        assert option in options
+    assert words[-2:] == ["--augmenter", "run/augmenter"]
+    assert "--workers" not in words  # as it is by default
+    assert "--steps" not in words

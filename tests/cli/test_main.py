@@ -13,6 +13,7 @@ from learned_aug import Augmenter, AugmenterConfig, CardFacts, list_pretrained
 from learned_aug.cli import list as listing
 from learned_aug.cli.main import COMMANDS, IncompleteError, main, one_line, plain
 from learned_aug.cli.settings import strength
+from learned_aug.weights import registry
 from tests.cli.conftest import MODEL
 from tests.weights.fake_hub import Hub
 
@@ -201,3 +202,9 @@ def test_list_shows_the_weights_of_the_release_what_the_lines_say_and_what_to_do
     assert shown.splitlines()[: len(found)] == list(map(str, found))
     assert "Name: data and classifier of the fit" in shown
     assert f"learned-aug preview {found[0].name} photo.jpg --out grid.png" in shown
+
+
+def test_list_says_so_where_a_release_has_no_weights(capsys, monkeypatch):
+    monkeypatch.setattr(registry, "PRETRAINED", ())
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out == "No pretrained weights come with this release.\n"

@@ -67,6 +67,16 @@ def test_preview_draws_a_traversal_of_a_color_image(tmp_path):
         assert picture.height == 5 * 50 + 2
 
 
+def test_a_picture_larger_than_its_format_holds_is_refused_and_nothing_is_written(still, tmp_path, capsys):
+    halves().save(tmp_path / "photo.png")
+    out = tmp_path / "grid.webp"  # at most 16,383 pixels wide
+    assert draw(still, [tmp_path / "photo.png"], out, "--draws", "500") == 1
+    said = capsys.readouterr().err
+    assert "cannot hold 17036 x 36 pixels as WEBP" in said
+    assert "lower --draws, --side or --limit, or write .png" in said
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("orientation", "red"), [(1, np.s_[:, :12]), (3, np.s_[:, 20:]), (6, np.s_[:12]), (8, np.s_[20:])]
 )

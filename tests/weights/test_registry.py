@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from learned_aug import Augmenter, AugmenterConfig, LearnedAugment, WeightsError, list_pretrained
 from learned_aug.weights import files as weights
@@ -194,6 +195,9 @@ def test_every_listed_name_has_its_weights_and_loads(no_network):
         card = (folder / "README.md").read_text()
         assert all(f"{error:.2f} ±" in card for error in listed.errors.values())
         assert f"| {listed.seeds} |" in card
+        header = ModelCard(card).data
+        assert header.model_name == listed.name
+        assert [result.metric_value for result in header.eval_results] == [listed.errors["fitted"]]
         assert isinstance(Augmenter.from_pretrained(listed.name), Augmenter)
     assert len({listed.name for listed in list_pretrained()}) == len(list_pretrained())
 

@@ -1,0 +1,138 @@
+"""What the tables share: their registry, readers of committed figures, statistics, and text."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+HERE = Path(__file__).parents[1]
+TABLES: dict[str, Callable[[], str]] = {}
+
+Row = dict[str, Any]
+
+
+def table(name: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
+    """Register the function that renders the table NAME."""
+
+    def register(render: Callable[[], str]) -> Callable[[], str]:
+        TABLES[name] = render
+        return render
+
+    return register
+
+
+# Reading
+
+
+@functools.cache
+def read(path: str) -> Any:
+    """Return what a committed file of figures holds: a list of rows for .jsonl, the value itself for .json."""
+    text = (HERE / path).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()] if path.endswith(".jsonl") else json.loads(text)
+
+
+@functools.cache
+def constant(path: str, name: str) -> Any:
+    """Return a literal that a script assigns to a name, without running the script."""
+    for node in ast.parse((HERE / path).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            return ast.literal_eval(node.value)
+    raise KeyError(f"{path} assigns no literal to {name}")
+
+
+# Statistics
+
+
+def sign_flip_p(differences: Sequence[float]) -> float:
+    """Return the exact two-sided p of the sign-flip test on the mean of up to 40 paired differences.
+
+    It is the p of scipy.stats.permutation_test(..., permutation_type="samples", n_resamples=inf), which enumerates all
+    2^n flips in Python; here the flips of both halves are combined by bisection, so that 20 pairs take a millisecond.
+    """
+    d = np.asarray(differences, dtype=float)
+    if len(d) > 40:
+        raise ValueError(f"an exact test takes at most 40 pairs, got {len(d)}; use scipy.stats.permutation_test")
+    one, two = (
+        functools.reduce(lambda sums, x: np.concatenate([sums + x, sums - x]), part, np.zeros(1))
+        for part in np.array_split(d, 2)
+    )
+    two.sort()
+    goal = abs(d.sum()) - 1e-12 * np.abs(d).sum()
+    above = len(two) - np.searchsorted(two, goal - one, side="left")
+    return min(1.0, 2 * float(above.sum()) / 2.0 ** len(d))
+
+
+def paired(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float, float]:
+    """Return mean, 95 % interval (paired t) and exact two-sided sign-flip p of the differences `one` minus `other`."""
+    interval = stats.ttest_rel(one, other).confidence_interval(0.95)
+    differences = [a - b for a, b in zip(one, other, strict=True)]
+    return statistics.mean(differences), float(interval.low), float(interval.high), sign_flip_p(differences)
+
+
+# Text
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table whose first column is text and whose others are figures."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def caption(text: str, source: Row, **more: str) -> str:
+    """Return the line under a table: what the figures are, and what made them."""
+    versions = ", ".join(f"{name} {number}" for name, number in source["versions"].items())
+    commands = [source["command"]] if isinstance(source["command"], str) else source["command"]
+    shown = " and ".join(f"`{command(one)}`" for one in commands)
+    facts = [text, f"Command: {shown}.", f"Device: {device(source['device'])}.", f"{versions}."]
+    facts += [f"{name.capitalize()}: {value}." for name, value in more.items() if value]
+    return "\n*" + " ".join(facts) + "*\n"
+
+
+def command(text: str) -> str:
+    """Return a command without the folders of the machine that it ran on."""
+    text = re.sub(r"--(out|results|work) \S*/\S*", "", text)
+    text = re.sub(r"(--data) \S+", r"\1 ROOT", text)
+    return " ".join(text.split())
+
+
+def device(text: str) -> str:
+    """Return a device in words."""
+    return re.sub(r"\b1 threads\b", "1 thread", text).replace("cpu", "CPU")
+
+
+def mean_std(values: Sequence[float], digits: int = 2) -> str:
+    """Return mean and standard deviation, or the value alone where there is one."""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def p_text(p: float) -> str:
+    """Return a p-value as it is read."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
+def seeds_text(seeds: Iterable[int]) -> str:
+    """Return seeds as ranges, such as 50-55, 60."""
+    found = sorted(set(seeds))
+    runs = [[found[0], found[0]]]
+    for seed in found[1:]:
+        if seed == runs[-1][1] + 1:
+            runs[-1][1] = seed
+        else:
+            runs.append([seed, seed])
+    return ", ".join(f"{a}-{b}" if a != b else str(a) for a, b in runs)
+
+
+def commits_text(rows: Iterable[Row]) -> str:
+    """Return the commits that made rows, abbreviated, in the order of the file."""
+    found = list(dict.fromkeys(row["commit"][:7] for row in rows if row.get("commit")))
+    return ", ".join(found) if len(found) <= 4 else f"{found[0]} to {found[-1]} ({len(found)})"

@@ -1,0 +1,127 @@
+"""Tables of the panel: the default augmentations on all cells, and their controls."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from report_tables.accuracy import same_source
+from report_tables.common import (
+    HERE,
+    Row,
+    caption,
+    commits_text,
+    markdown,
+    mean_std,
+    paired,
+    read,
+    seeds_text,
+    table,
+)
+
+PANEL_CELLS = {
+    "mnist-50": "MNIST, 50",
+    "color-10": "digits in color, 10",
+    "color-60": "digits in color, 60",
+    "omniglot": "Omniglot, 10",
+    "sign-10": "sign digits, 10",
+    "cells-30": "blood cells, 30",
+    "cifar10-100": "CIFAR-10, 100",
+    "cifar10-500": "CIFAR-10, 500",
+    "cifar10-1000": "CIFAR-10, 1,000",
+}
+PANEL_ARMS = {
+    "baseline": "crop, flip",
+    "TrivialAugmentWide": "TrivialAugmentWide",
+    "prior": "prior",
+    "steered": "steered",
+    "reversed": "steered, reversed",
+    "ungated": "steered, no gate",
+}
+Errors = dict[str, dict[str, dict[int, float]]]  # percent, by cell, arm and seed
+
+
+def panel_rows() -> list[Row]:
+    """Return the trainings of the panel."""
+    path = "accuracy/results/panel.jsonl"
+    return read(path) if (HERE / path).is_file() else []
+
+
+def panel_errors(rows: Iterable[Row]) -> Errors:
+    """Return the test errors of trainings."""
+    found: Errors = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        found[row["cell"]][row["arm"]][row["seed"]] = 100 * row["test_error"]
+    return found
+
+
+def panel_caption(text: str, rows: Sequence[Row]) -> str:
+    """Return the line under a table of the panel."""
+    seeds = seeds_text(row["seed"] for row in rows)
+    line = f"python benchmarks/accuracy/panel.py --data ROOT --seeds {seeds}"
+    return caption(text, {**same_source(rows), "command": line}, commits=commits_text(rows))
+
+
+def difference(one: Mapping[int, float], other: Mapping[int, float]) -> str:
+    """Return the mean paired difference with its interval, and in how many seeds it is below 0; empty without pairs."""
+    seeds = sorted(one.keys() & other.keys())
+    if len(seeds) < 2:
+        return f"{one[seeds[0]] - other[seeds[0]]:+.2f} (1)" if seeds else ""
+    mean, low, high, _ = paired([one[s] for s in seeds], [other[s] for s in seeds])
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}], {sum(one[s] < other[s] for s in seeds)} of {len(seeds)}"
+
+
+@table("panel")
+def _() -> str:
+    rows = [row for row in panel_rows() if row["arm"] in list(PANEL_ARMS)[:4]]
+    if not rows:
+        return "*No results yet.*\n"
+    errors, lines = panel_errors(rows), []
+    for cell, name in PANEL_CELLS.items():
+        if cell in errors:
+            arms = errors[cell]
+            shown = [mean_std(list(arms[arm].values())) if arm in arms else "" for arm in list(PANEL_ARMS)[:4]]
+            others = [difference(arms["steered"], arms[arm]) for arm in ("prior", "TrivialAugmentWide")]
+            lines.append([name, *shown, *others])
+    head = ["data, labels per class", *list(PANEL_ARMS.values())[:4], "steered minus prior", "steered minus TAW"]
+    text = (
+        "Test error %, mean ± standard deviation over seeds; differences in points, paired by seed, with 95 % "
+        "t-intervals, and the seeds in which steering is better."
+    )
+    return markdown(head, lines) + panel_caption(text, rows)
+
+
+@table("panel-controls")
+def _() -> str:
+    rows = panel_rows()
+    errors, lines = panel_errors(rows), []
+    for cell, name in PANEL_CELLS.items():
+        for arm in list(PANEL_ARMS)[4:]:
+            if arm in errors[cell]:
+                mean = mean_std(list(errors[cell][arm].values()))
+                others = [difference(errors[cell][arm], errors[cell][other]) for other in ("prior", "steered")]
+                lines.append([name, PANEL_ARMS[arm], mean, *others])
+    if not lines:
+        return "*No results yet.*\n"
+    used = [row for row in rows if row["arm"] in list(PANEL_ARMS)[4:]]
+    return markdown(["data, labels per class", "arm", "error %", "minus prior", "minus steered"], lines) + (
+        panel_caption("Controls, as in the table above.", used)
+    )
+
+
+@table("panel-short")
+def _() -> str:
+    rows = [row for row in panel_rows() if row["arm"] in list(PANEL_ARMS)[:4]]
+    if not rows:
+        return "*No results yet.*\n"
+    errors, lines = panel_errors(rows), []
+    for cell, name in PANEL_CELLS.items():
+        if cell in errors:
+            arms = errors[cell]
+            means = {arm: statistics.mean(arms[arm].values()) for arm in list(PANEL_ARMS)[:4] if arms.get(arm)}
+            best = min(means.values())
+            shown = [f"**{means[a]:.1f}**" if means[a] == best else f"{means[a]:.1f}" for a in means]
+            lines.append([name, *shown, str(min(len(arms[a]) for a in means))])
+    head = ["test error %", *list(PANEL_ARMS.values())[:4], "seeds"]
+    return markdown(head, lines)
