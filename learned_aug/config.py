@@ -47,13 +47,13 @@ class AugmenterConfig:
     """Control points of the color filter along each side: 1 is one filter for the whole image (ours), None is as many
     as the warp has (paper)."""
     encoder: Literal["linear", "conv"] = "linear"
-    """What E is made of. "conv": stride-2 convolutions (paper). "linear": two matrix products on the small copy (ours: a
-    tenth of the time)."""
+    """What E is made of. "conv": stride-2 convolutions (paper). "linear": two matrix products on the small copy (ours:
+    a tenth of the time)."""
     encoder_size: int | None = 8
     """Side of the square copy that E sees, pixels (ours); None is `size` (paper)."""
     layers: int | None = None
-    """Stride-2 convolutions of E, for ``encoder="conv"``, and layers of G, for ``fields="pixel"``; by default 4, 5, 8 for
-    an `encoder_size` of 28, 32, 224 (paper), else as many as lead to one pixel."""
+    """Stride-2 convolutions of E, for ``encoder="conv"``, and layers of G, for ``fields="pixel"``; by default 4, 5, 8
+    for an `encoder_size` of 28, 32, 224 (paper), else as many as lead to one pixel."""
     tau_dim: int = 128
     """Length of the code tau (paper)."""
     tau_dropout: float = 0.5
