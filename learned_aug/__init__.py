@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from learned_aug.augmenter import Augmenter
     from learned_aug.config import AugmenterConfig
+    from learned_aug.dataset import AugmentedDataset
     from learned_aug.fit import DropoutConfig, FitConfig, FitResult, LinearConfig, PretrainConfig, fit, prior
     from learned_aug.fit.checkpoint import CheckpointError
     from learned_aug.influence import ConvergenceError, InfluenceConfig
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0.dev0"
 
 __all__ = [
+    "AugmentedDataset",
     "Augmenter",
     "AugmenterConfig",
     "CardFacts",
@@ -60,6 +62,7 @@ _HOMES = {
     ],
     "influence": ["ConvergenceError", "InfluenceConfig"],
     "config": ["AugmenterConfig"],
+    "dataset": ["AugmentedDataset"],
     "training": ["Comparison", "DrawChoice", "RetrainConfig", "SteeredDraws", "compare", "evaluate", "retrain"],
     "transform": ["LearnedAugment"],
     "weights": ["CardFacts", "CardResult", "WeightsError", "list_pretrained"],

@@ -57,8 +57,8 @@ class AugmenterConfig:
     """Control points of the color filter along each side: 1 is one filter for the whole image (ours), None is as many
     as the warp has (paper)."""
     encoder: Literal["linear", "conv"] = "linear"
-    """What E is made of. "conv": stride-2 convolutions (paper). "linear": two matrix products on the small copy (ours: in
-    a tenth of the time)."""
+    """What E is made of. "conv": stride-2 convolutions (paper). "linear": two matrix products on the small copy (ours:
+    in a tenth of the time)."""
     encoder_size: int | None = 8
     """Side of the square copy that E sees, pixels (ours); None is `size` (paper)."""
     layers: int | None = None

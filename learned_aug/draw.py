@@ -104,6 +104,11 @@ class Draw(NamedTuple):
         )
         return self._replace(coarse_flow=flow, coarse_color=color)
 
+    def sample(self, index: int) -> Draw:
+        """The draw for one image of the batch."""
+        flow, color = (f if f is None else f[index : index + 1] for f in (self.coarse_flow, self.coarse_color))
+        return self._replace(coarse_flow=flow, coarse_color=color)
+
     def flow(self) -> Tensor | None:
         """The dense flow (B, 2, H, W)."""
         return None if self.coarse_flow is None else resize_field(self.coarse_flow, self.size, smooth=self.smooth)

@@ -127,16 +127,16 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
                     f"got an array of shape {item.shape}, which transforms pass by; make it an image with "
                     "v2.ToImage() or PIL.Image.fromarray, or a tv_tensors.Mask"
                 )
-        if _image_of(flat_inputs) is None:
+        if image_of(flat_inputs) is None:
             names = sorted({type(item).__name__ for item in flat_inputs})
             raise TypeError(f"expected an image (PIL, tv_tensors.Image or Video, or a tensor), got {names}")
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the fields for the image among the inputs; an empty dictionary if chance or `strength` says so."""
-        image = _image_of(flat_inputs)
+        image = image_of(flat_inputs)
         lead = _lead(image)
         if len(flat_inputs) > 1:
-            _check_companions(flat_inputs, tuple(tv.get_size(image)), lead)
+            check_companions(flat_inputs, tuple(tv.get_size(image)), lead)
         chosen = None if self.p == 1 else torch.rand(math.prod(lead)) < self.p
         if self.strength == 0 or (chosen is not None and not chosen.any()):
             return {}
@@ -177,11 +177,43 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
             # One image, also as a batch, may have any number of masks.
             masks = plain[None] if images == 1 else plain.reshape(images, *plain.shape[len(drawn.lead) :])
             return tv_tensors.wrap(warp_mask(masks, flow, smooth=drawn.draw.smooth).view(plain.shape), like=inpt)
-        flow = cast(Tensor, drawn.draw.flow()).to(plain.device)
         finite = plain.isfinite().all(-1, keepdim=True)
-        known = tv_tensors.wrap(plain.where(finite, plain.new_zeros(())), like=inpt)
-        warped = _warp_boxes(known, flow) if isinstance(inpt, tv_tensors.BoundingBoxes) else _warp_points(known, flow)
-        return tv_tensors.wrap(torch.where(finite, warped, plain), like=inpt)
+        if whole := bool(finite.all()):
+            known = cast(Tensor, inpt)
+        else:
+            known = tv_tensors.wrap(plain.where(finite, plain.new_zeros(())), like=inpt)
+        warp = _warp_boxes if isinstance(inpt, tv_tensors.BoundingBoxes) else _warp_points
+        warped = warp(known, drawn.draw)
+        return tv_tensors.wrap(warped if whole else torch.where(finite, warped, plain), like=inpt)
+
+    def check_mode(self, image: PIL.Image.Image) -> None:
+        """Refuse a PIL image that does not fit the augmenter.
+
+        Raises:
+            ValueError: if it has more than 8 bits, or other channels.
+        """
+        channels = self.augmenter.config.channels
+        if image.mode.startswith(DEEP):
+            raise ValueError(
+                f"the augmenter takes PIL images of 8 bits, got {image.mode}; scale it first, 16 bits by 1/257: "
+                "PIL.Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)), as image.convert() cuts "
+                "values off at 255"
+            )
+        if image.mode != (mode := MODES.get(channels)):
+            remedy = f"use image.convert({mode!r})" if mode else "give tensors"
+            raise ValueError(f"the augmenter takes {channels} channels, got a PIL image {image.mode}; {remedy}")
+
+    def params_of(self, params: dict[str, Any], index: int) -> dict[str, Any]:
+        """Return what :meth:`make_params` drew for one sample of a batch, for what goes with its image.
+
+        Args:
+            params: of a batch with one leading dimension.
+            index: of the sample.
+        """
+        if not params:
+            return params
+        drawn: _Drawn = params["drawn"]
+        return {"drawn": _Drawn(drawn.draw.sample(index), ())}
 
     def _pixels(self, image: Any) -> Tensor:
         """The tensor (..., C, H, W), uint8 or floating, of an image that fits the augmenter."""
@@ -192,15 +224,7 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
                 "here, or apply the Augmenter to whole batches in the main process"
             )
         if isinstance(image, PIL.Image.Image):
-            if image.mode.startswith(DEEP):
-                raise ValueError(
-                    f"the augmenter takes PIL images of 8 bits, got {image.mode}; scale it first, 16 bits by 1/257: "
-                    "PIL.Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)), as image.convert() cuts "
-                    "values off at 255"
-                )
-            if image.mode != (mode := MODES.get(channels)):
-                remedy = f"use image.convert({mode!r})" if mode else "give tensors"
-                raise ValueError(f"the augmenter takes {channels} channels, got a PIL image {image.mode}; {remedy}")
+            self.check_mode(image)
             flat = torch.from_numpy(np.frombuffer(bytearray(image.tobytes()), np.uint8))
             values = flat.view(image.height, image.width, channels).permute(2, 0, 1)
         else:
@@ -258,7 +282,7 @@ def _as_type_of(like: Tensor, values: Tensor) -> Tensor:
     return out
 
 
-def _image_of(flat_inputs: list[Any]) -> Any:
+def image_of(flat_inputs: list[Any]) -> Any:
     """The image that the fields are drawn for, chosen as torchvision chooses what to transform; None without one."""
     tensor = None
     for item in flat_inputs:
@@ -282,7 +306,7 @@ def _lead(image: Any) -> tuple[int, ...]:
     return tuple(image.shape[:-needed])
 
 
-def _check_companions(flat_inputs: list[Any], size: tuple[int, ...], lead: tuple[int, ...]) -> None:
+def check_companions(flat_inputs: list[Any], size: tuple[int, ...], lead: tuple[int, ...]) -> None:
     """What is transformed together must have one size and one batch."""
     for item in flat_inputs:
         if not isinstance(item, (*IMAGES, *LABELS)):
@@ -341,21 +365,25 @@ def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
     return (values if dtype.is_floating_point else values.round()).to(dtype)
 
 
-def _warp_points(points: Tensor, flow: Tensor) -> Tensor:
+def _warp_points(points: Tensor, draw: Draw) -> Tensor:
     plain = points.as_subclass(Tensor)
-    return _cast(warp_points(plain.reshape(1, -1, 2), flow)[0], plain.dtype).view(plain.shape)
+    flow = cast(Tensor, draw.coarse_flow).to(plain.device)
+    warped, _ = warp_points(plain.reshape(1, -1, 2), flow, draw.size, smooth=draw.smooth)
+    return _cast(warped, plain.dtype).view(plain.shape)
 
 
-def _warp_boxes(boxes: tv_tensors.BoundingBoxes, flow: Tensor) -> Tensor:
+def _warp_boxes(boxes: tv_tensors.BoundingBoxes, draw: Draw) -> Tensor:
     plain = boxes.as_subclass(Tensor)
+    flow = cast(Tensor, draw.coarse_flow).to(plain.device)
     values = at_least_float32(plain)
     upright = boxes.format.value in ("XYXY", "XYWH", "CXCYWH")
     corners = tv_tensors.BoundingBoxFormat["XYXY" if upright else "XYXYXYXY"]
     values = tv.convert_bounding_box_format(values, old_format=boxes.format, new_format=corners)
     if upright:
-        values = warp_boxes(values[None], flow)[0][0]
+        values = warp_boxes(values[None], flow, draw.size, smooth=draw.smooth)[0][0]
     else:
-        values = warp_rotated_boxes(values.reshape(1, -1, 4, 2), flow)[0][0].flatten(-2)
+        rotated = values.reshape(1, -1, 4, 2)
+        values = warp_rotated_boxes(rotated, flow, draw.size, smooth=draw.smooth)[0][0].flatten(-2)
     values = tv.convert_bounding_box_format(values, old_format=corners, new_format=boxes.format)
     clamped = tv.clamp_bounding_boxes(tv_tensors.wrap(values, like=boxes)).as_subclass(Tensor)
     return _cast(clamped, plain.dtype)

@@ -127,13 +127,10 @@ def test_recolor_of_other_channels_is_a_gain_and_an_offset_each(channels):
 
 @pytest.mark.parametrize("points", [(1, 1), (4, 4), (9, 11)])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_recolor_interpolates_coarse_filters_and_writes_into_memory_given(points, channels):
+def test_recolor_interpolates_coarse_filters(points, channels):
     x, color = images(2, channels, 9, 11), torch.randn(2, 12 if channels == 3 else 2 * channels, *points)
     dense = fn.recolor(x, fn.resize_field(color, (9, 11)))
     torch.testing.assert_close(fn.recolor(x, color), dense, atol=1e-5, rtol=1e-5)
-    out = torch.empty_like(x)
-    assert fn.recolor(x, color, out=out).data_ptr() == out.data_ptr()
-    torch.testing.assert_close(out, dense, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -356,3 +353,30 @@ def test_pooled_has_gradients():
     x = images(2, 2, 16, 12, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: fn.pooled(x, 4), x)
     assert torch.autograd.gradcheck(lambda x: fn.pooled(x, 5), x)
+
+
+@pytest.mark.parametrize("smooth", [True, False])
+@pytest.mark.parametrize("size", [64, 224, 640])
+@pytest.mark.parametrize("amount", [0.02, 0.05])
+def test_boxes_equal_points_of_their_edges_a_tenth_of_a_pixel_apart(smooth, size, amount):
+    torch.manual_seed(size)
+    g = torch.linspace(-0.5, 0.5, 4)
+    plane = torch.stack([g.repeat(4), g.repeat_interleave(4), torch.ones(16)])
+    coarse = ((torch.randn(1, 2, 3) * 0.15 @ plane).view(1, 2, 4, 4) + torch.randn(1, 2, 4, 4) * amount) * size
+    flow = fn.resize_field(coarse, (size, size), smooth=smooth)
+    center, side = torch.rand(30, 2) * size, torch.rand(30, 2) * size * 0.5
+    boxes = torch.cat([center - side / 2, center + side / 2], 1).clamp(0, size)[None]
+    out, residual = fn.warp_boxes(boxes, flow)
+    again = fn.warp_boxes(boxes, coarse, (size, size), smooth=smooth)[0]
+    good = residual[0] < 0.01
+    assert good.sum() > 15
+    torch.testing.assert_close(again[0, good], out[0, good], atol=0.04, rtol=0)
+    t = torch.linspace(0, 1, 10 * size)
+    for (x1, y1, x2, y2), box in zip(boxes[0, good][:12], out[0, good][:12], strict=True):
+        x, y = torch.lerp(x1, x2, t), torch.lerp(y1, y2, t)
+        edges = [(x, y1.expand_as(t)), (x, y2.expand_as(t)), (x1.expand_as(t), y), (x2.expand_as(t), y)]
+        edge = torch.cat([torch.stack(e, dim=1) for e in edges])[None]
+        q, missed = fn.warp_points(edge - 0.5, flow)
+        if missed.max() < 0.01:
+            truth = torch.cat([q[0].amin(0), q[0].amax(0)]) + 0.5
+            torch.testing.assert_close(box, truth, atol=0.05, rtol=0)

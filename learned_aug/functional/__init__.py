@@ -7,9 +7,10 @@ Conventions, used everywhere after :func:`flow_field`:
 * a *grid* is s in the units of :func:`torch.nn.functional.grid_sample` with ``align_corners=False``, (B, H, W, 2).
 """
 
-from learned_aug.functional.boxes import warp_boxes, warp_points, warp_rotated_boxes
+from learned_aug.functional.boxes import warp_boxes, warp_rotated_boxes
 from learned_aug.functional.fields import affine_flow, flow_field, resize_field, sampling_grid, smooth
 from learned_aug.functional.images import pooled, recolor, shrunk, warp, warp_mask
+from learned_aug.functional.points import warp_points
 
 __all__ = [
     "affine_flow",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,21 @@ from torch import Tensor
 __all__ = ["affine_flow", "flow_field", "resize_field", "sampling_grid", "smooth"]
 
 T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def without_autocast(function: Callable[P, T]) -> Callable[P, T]:
+    """Compute in the dtypes given, on the first argument's device: bfloat16 coordinates are off by 0.2 px at 224."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        device = cast(Tensor, args[0] if args else next(iter(kwargs.values()))).device.type
+        if not torch.is_autocast_enabled(device):
+            return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return run
 
 
 def constant(make: Callable[..., T]) -> Callable[..., T]:
@@ -153,6 +168,7 @@ def smooth(field: Tensor, window: int = 4) -> Tensor:
     return sum((rows[..., k : k + width] for k in range(1, window)), rows[..., :width]) / window**2
 
 
+@without_autocast
 def resize_field(field: Tensor, size: tuple[int, int], *, smooth: bool = False) -> Tensor:
     """Bilinear or spline resize whose border points stay on the border, so that an affine flow stays exactly affine.
 
@@ -167,9 +183,6 @@ def resize_field(field: Tensor, size: tuple[int, int], *, smooth: bool = False) 
     field = at_least_float32(field)
     if field.shape[-2:] in (size, (1, 1)):
         return field.expand(*field.shape[:-2], *size)
-    if torch.is_autocast_enabled(field.device.type):
-        with torch.autocast(field.device.type, enabled=False):
-            return resize_field(field, size, smooth=smooth)
     # For the few points of a control grid, two products with small matrices take a tenth of F.interpolate's time.
     rows, columns = interpolation(*field.shape[-2:], *size, smooth, field.dtype, field.device)
     return rows @ (field @ columns)

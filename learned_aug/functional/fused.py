@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learned_aug.functional.fields import identity_grid, interpolation
+from learned_aug.functional.fields import identity_grid, interpolation, without_autocast
 from learned_aug.functional.images import is_full, recolor
 
 __all__ = ["augmented"]
@@ -14,6 +14,7 @@ CHUNK = 2**16  # pixels that are augmented at once: more leaves the cache, less 
 
 
 @torch.no_grad()
+@without_autocast
 def augmented(
     images: Tensor,
     flow: Tensor | None,

@@ -123,8 +123,6 @@ def pooled(images: Tensor, side: int) -> Tensor:
     """
     x = at_least_float32(images)
     height, width = x.shape[-2:]
-    rows: Tensor
-    columns: Tensor
     if torch.compiler.is_compiling() or height % side or width % side:
         rows, columns = (_parts(side, length, x.dtype, x.device) for length in (height, width))
         return rows @ x @ columns.mT
@@ -134,7 +132,8 @@ def pooled(images: Tensor, side: int) -> Tensor:
     if down >= 16:
         x = x.unflatten(-2, (side, down)).sum(-2)
         columns = _parts(side, width, x.dtype, x.device)
-        return (x @ columns.mT).div_(down)
+        means: Tensor = (x @ columns.mT).div_(down)
+        return means
     for dim, factor in ((-2, down), (-1, across)):
         if factor > 1:
             first, second, *rest = x.unflatten(dim, (side, factor)).unbind(dim)
