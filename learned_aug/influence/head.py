@@ -340,15 +340,17 @@ def check_differentiable(tap: HeadTap, images: Tensor) -> None:
     with torch.enable_grad():
         images = images[:16].detach().clone().requires_grad_()
         features, _ = tap(images)
-        if not features.requires_grad:
-            raise ValueError(
-                "features must depend on the images by autograd, got none: the model's forward runs a part under "
-                "torch.no_grad(), inference_mode() or detach(); let gradients pass there (requires_grad_(False) "
-                "freezes weights as well)"
-            )
-        weights = torch.linspace(-1, 1, features.shape[1], device=features.device, dtype=features.dtype)
-        (gradient,) = torch.autograd.grad((features * weights).sum(), images, allow_unused=True)
-    if gradient is None or not bool(gradient.any()):
+        gradient = None
+        if features.requires_grad:  # as where the model is not frozen, whether or not they depend on the images
+            weights = torch.linspace(-1, 1, features.shape[1], device=features.device, dtype=features.dtype)
+            (gradient,) = torch.autograd.grad((features * weights).sum(), images, allow_unused=True)
+    if gradient is None:
+        raise ValueError(
+            "features must depend on the images by autograd, got none: the model's forward runs a part under "
+            "torch.no_grad(), inference_mode() or detach(); let gradients pass there (requires_grad_(False) freezes "
+            "weights as well)"
+        )
+    if not bool(gradient.any()):
         warnings.warn(
             "the gradient of the model's features with respect to its images is zero: nothing can be learned from it; "
             "check whether the model rounds, thresholds or detaches its images",

@@ -215,8 +215,8 @@ def test_head_that_is_changed_at_each_pass_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=message):
         learned_aug.fit(made, *photos(16), config=tiny(), progress=False, on_event=events.append)
     assert events == []
+    train, val = photos(16)
     with pytest.raises(ValueError, match=message):
-        train, val = photos(16)
         learned_aug.SteeredDraws(made, by="influence", train=train, val=val, warmup=0)(*train[:8])
 
 
