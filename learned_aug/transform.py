@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from os import PathLike
 from typing import Any, NamedTuple, cast
 
@@ -79,6 +80,7 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
             raise ValueError(f"strength must be finite, got {strength}")
         self.augmenter = augmenter
         self.p, self.strength = p, strength
+        self._in_range = self._warned = False  # whether a floating image was, and whether a later one was not
 
     @classmethod
     def from_pretrained(
@@ -141,13 +143,15 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         image = _image_of(flat_inputs)
         lead = _lead(image)
         if len(flat_inputs) > 1:
-            _check_companions(flat_inputs, tuple(tv.get_size(image)), lead)
+            _check_companions(flat_inputs, image, tuple(tv.get_size(image)), lead)
         chosen = None if self.p == 1 else torch.rand(math.prod(lead)) < self.p
         if self.strength == 0 or (chosen is not None and not chosen.any()):
             return {}
         if not lead:
             chosen = None
-        normal = self._normalize(_unit(self._pixels(image)))
+        pixels = self._pixels(image)
+        self._check_range(pixels)
+        normal = self._normalize(_unit(pixels))
         video = isinstance(image, tv_tensors.Video)
         seen = normal[..., normal.shape[-4] // 2, :, :, :] if video else normal
         strength: float | Tensor = self.strength
@@ -215,6 +219,31 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         if values.device != device:
             raise ValueError(f"the image is on {values.device}, the augmenter on {device}; move one of them with .to()")
         return values
+
+    def _check_range(self, pixels: Tensor) -> None:
+        """Refuse floating images that are not in [0, 1]: a data set, not an image of it.
+
+        Raises:
+            ValueError: for the first image that this transform sees, or for values that are not finite.
+
+        Warns:
+            UserWarning: once, for a later image; its values are kept.
+        """
+        if not pixels.is_floating_point() or pixels.device.type != "cpu" or not pixels.numel():
+            return
+        low, high = (float(value) for value in pixels.aminmax())
+        if low >= -SLACK and high <= 1 + SLACK:
+            self._in_range = True
+            return
+        text = (
+            f"floating images must be in [0, 1], got {low:.3g} to {high:.3g}; put LearnedAugment before Normalize, or "
+            "apply the Augmenter to normalized batches"
+        )
+        if not self._in_range or not math.isfinite(high - low):
+            raise ValueError(text)
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"{text}; earlier images were in it, so this one is augmented as it is", stacklevel=5)
 
     def _augment(self, image: Any, dtype: torch.dtype, drawn: _Drawn) -> Tensor:
         # Read again, not kept from make_params: the memory may hold another frame by now.
@@ -297,12 +326,17 @@ def _lead(image: Any) -> tuple[int, ...]:
     return tuple(image.shape[:-needed])
 
 
-def _check_companions(flat_inputs: list[Any], size: tuple[int, ...], lead: tuple[int, ...]) -> None:
+def _check_companions(flat_inputs: list[Any], image: Any, size: tuple[int, ...], lead: tuple[int, ...]) -> None:
     """What is transformed together must have one size and one batch."""
     for item in flat_inputs:
         if not isinstance(item, (*IMAGES, *LABELS)):
             continue
         name = type(item).__name__
+        if isinstance(item, PIL.Image.Image) and item.mode != getattr(image, "mode", item.mode):
+            raise ValueError(
+                f"PIL images of a sample must have one mode, got {image.mode} and {item.mode}; if one is a mask, wrap "
+                "it: tv_tensors.Mask(v2.functional.pil_to_tensor(mask))"
+            )
         if (other := tuple(tv.get_size(item))) != size:
             raise ValueError(
                 f"a sample must have one size, got {size} and {other} ({name}); resize it as a whole before"
@@ -330,13 +364,6 @@ def _unit(pixels: Tensor) -> Tensor:
         return torch.empty_like(pixels, dtype=torch.float32).copy_(pixels).div_(255)
     if not pixels.is_floating_point():
         raise TypeError(f"images must be uint8 or floating, got {pixels.dtype}; use v2.ToDtype(..., scale=True)")
-    if pixels.device.type == "cpu" and pixels.numel():
-        low, high = pixels.aminmax()
-        if not (low >= -SLACK and high <= 1 + SLACK):
-            raise ValueError(
-                f"floating images must be in [0, 1], got {float(low):.3g} to {float(high):.3g}; put LearnedAugment "
-                "before Normalize, or apply the Augmenter to normalized batches"
-            )
     return at_least_float32(pixels)
 
 

@@ -185,7 +185,7 @@ class Setting:
             stage = Maximizing(*args, config, seed=self.config.seed)
         return stage, [batches]
 
-    def measured(self, stages: dict[str, Augmenter], influence: Influence) -> dict[str, Any]:
+    def measured(self, stages: dict[str, Augmenter], influence: Influence, notify: OnEvent) -> dict[str, Any]:
         """Measure each of the networks on the same images and draws, and judge the fitted ones against the first.
 
         Returns:
@@ -195,12 +195,18 @@ class Setting:
         """
         s_vals = influence.judges if len(influence.judges) else influence.solution.value[None]
         drops, figures = {}, {}
+        images = self.stream("train", "probe", 128, shuffle=False, shared=False).images
+        total = min(images or PROBE, PROBE)
         for name, network in stages.items():
             parts: list[Tensor] = []
 
-            def val_drop(images: Tensor, augmented: Tensor, labels: Tensor, parts: list[Tensor] = parts) -> Tensor:
+            def val_drop(
+                images: Tensor, augmented: Tensor, labels: Tensor, name: str = name, parts: list[Tensor] = parts
+            ) -> Tensor:
                 predicted = predicted_influence(self.tap, influence.head, s_vals, images, augmented, labels)[0]
                 parts.append(predicted_val_drop(predicted, influence.head.n_train))
+                done = sum(part.shape[-1] for part in parts)
+                notify(Event(f"diagnostics of {name}", done, max(done, 2 * total)))
                 return parts[-1].mean(0)
 
             draws = generator(self.config.seed, "diagnostics")
