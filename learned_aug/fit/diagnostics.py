@@ -79,7 +79,8 @@ def effective_rank(flow: Tensor) -> float:
 
 def coarse(flow: Tensor) -> Tensor:
     """Means of flows (B, 2, H, W) over at most 32 x 32 areas: they are smooth, and many of them are kept."""
-    return F.adaptive_avg_pool2d(flow, [min(side, 32) for side in flow.shape[-2:]])
+    height, width = flow.shape[-2:]
+    return F.adaptive_avg_pool2d(flow, (min(height, 32), min(width, 32)))
 
 
 @torch.no_grad()
