@@ -236,7 +236,10 @@ def _config(data: bytes) -> AugmenterConfig:
     values = json.loads(data)
     if not isinstance(values, dict):
         raise ValueError(f"expected a JSON object, got {type(values).__name__}")
-    return AugmenterConfig.from_dict(values)
+    config = AugmenterConfig.from_dict(values)
+    if missing := sorted(config.to_dict().keys() - values.keys()):  # a default of this release is not what was meant
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    return config
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
