@@ -28,14 +28,15 @@ def calibrate(augmenter: Augmenter, images: Tensor, generator: torch.Generator |
         ValueError: if two draws do not differ, or a unit cannot be reached.
     """
     config = augmenter.config
+    images = images[: max(32, CALIBRATION // config.size**2)]
     if images.numel() and float((images - images.mean(dim=(1, 2, 3), keepdim=True)).abs().amax()) < 1e-4:
         raise ValueError(
             "images must differ from pixel to pixel, got constant ones; give typical images that are not constant"
         )
-    images = images[: max(32, CALIBRATION // config.size**2)]
-    images = images.repeat(-(-PAIRS // images.shape[0]), 1, 1, 1)[: max(PAIRS, images.shape[0])]
-    side = min(config.size, max(32, math.isqrt(CALIBRATION // (2 * images.shape[0]))))
-    images = shrunk(images, side).repeat(2, 1, 1, 1)
+    count = max(PAIRS, images.shape[0])
+    side = min(config.size, max(32, math.isqrt(CALIBRATION // (2 * count))))
+    images = shrunk(images, side)  # before they are repeated: memory
+    images = images.repeat(-(-PAIRS // images.shape[0]), 1, 1, 1)[:count].repeat(2, 1, 1, 1)
     noise = augmenter.draw_noise(images.shape[0], generator=generator, device=images.device)
     draw, units = augmenter.empty_draw((side, side)), noise.new_tensor([UNITS[f] for f in FAMILIES])
     for k, pair in enumerate(augmenter.pairs()):

@@ -106,7 +106,7 @@ class AugmentedDataset(Dataset[Any]):
                 value = out[k]
                 rest = [i for i, item in enumerate(flat) if item is not image and isinstance(item, (*IMAGES, *LABELS))]
                 if rest:
-                    check_companions(flat, tuple(value.shape[-2:]), ())
+                    check_companions(flat, image, tuple(value.shape[-2:]), ())
                     own = augment.params_of(params, k)
                     for i in rest:
                         flat[i] = augment.transform(flat[i], own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from os import PathLike
 from typing import Any, NamedTuple, cast
 
@@ -74,6 +75,7 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
             raise ValueError(f"strength must be finite, got {strength}")
         self.augmenter = augmenter
         self.p, self.strength = p, strength
+        self._in_range = self._warned = False  # whether a floating image was, and whether a later one was not
 
     @classmethod
     def from_pretrained(
@@ -136,13 +138,13 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         image = image_of(flat_inputs)
         lead = _lead(image)
         if len(flat_inputs) > 1:
-            check_companions(flat_inputs, tuple(tv.get_size(image)), lead)
+            check_companions(flat_inputs, image, tuple(tv.get_size(image)), lead)
         chosen = None if self.p == 1 else torch.rand(math.prod(lead)) < self.p
         if self.strength == 0 or (chosen is not None and not chosen.any()):
             return {}
-        for item in flat_inputs if len(flat_inputs) > 1 else ():
-            if isinstance(item, IMAGES) and item is not image:
-                _check_range(self._pixels(item))
+        for item in flat_inputs:
+            if item is image or isinstance(item, IMAGES):
+                self._check_range(self._pixels(item))
         normal = self._normalize(_unit(self._pixels(image)))
         video = isinstance(image, tv_tensors.Video)
         seen = normal[..., normal.shape[-4] // 2, :, :, :] if video else normal
@@ -238,6 +240,34 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
             raise ValueError(f"the image is on {values.device}, the augmenter on {device}; move one of them with .to()")
         return values
 
+    def _check_range(self, pixels: Tensor) -> None:
+        """Refuse floating images that are not in [0, 1]: a data set, not an image of it.
+
+        Raises:
+            TypeError: for integers other than uint8.
+            ValueError: for the first image that this transform sees, or for values that are not finite.
+
+        Warns:
+            UserWarning: once, for a later image; its values are kept.
+        """
+        if pixels.dtype == torch.uint8 or pixels.device.type != "cpu" or not pixels.numel():
+            return
+        if not pixels.is_floating_point():
+            raise TypeError(f"images must be uint8 or floating, got {pixels.dtype}; use v2.ToDtype(..., scale=True)")
+        low, high = (float(value) for value in pixels.aminmax())
+        if low >= -SLACK and high <= 1 + SLACK:
+            self._in_range = True
+            return
+        text = (
+            f"floating images must be in [0, 1], got {low:.3g} to {high:.3g}; put LearnedAugment before Normalize, or "
+            "apply the Augmenter to normalized batches"
+        )
+        if not self._in_range or not math.isfinite(high - low):
+            raise ValueError(text)
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"{text}; earlier images were in it, so this one is augmented as it is", stacklevel=5)
+
     def _augment(self, image: Any, drawn: _Drawn) -> Tensor:
         # Read again, not kept from make_params: the memory may hold another frame by now.
         values = self._pixels(image)
@@ -306,12 +336,17 @@ def _lead(image: Any) -> tuple[int, ...]:
     return tuple(image.shape[:-needed])
 
 
-def check_companions(flat_inputs: list[Any], size: tuple[int, ...], lead: tuple[int, ...]) -> None:
-    """What is transformed together must have one size and one batch."""
+def check_companions(flat_inputs: list[Any], image: Any, size: tuple[int, ...], lead: tuple[int, ...]) -> None:
+    """Check that what is transformed together has one size, one batch and, of PIL images, one mode."""
     for item in flat_inputs:
         if not isinstance(item, (*IMAGES, *LABELS)):
             continue
         name = type(item).__name__
+        if isinstance(item, PIL.Image.Image) and item.mode != getattr(image, "mode", item.mode):
+            raise ValueError(
+                f"PIL images of a sample must have one mode, got {image.mode} and {item.mode}; if one is a mask, wrap "
+                "it: tv_tensors.Mask(v2.functional.pil_to_tensor(mask))"
+            )
         if (other := tuple(tv.get_size(item))) != size:
             raise ValueError(
                 f"a sample must have one size, got {size} and {other} ({name}); resize it as a whole before"
@@ -337,22 +372,7 @@ def _unit(pixels: Tensor) -> Tensor:
     if pixels.dtype == torch.uint8:
         # Not pixels / 255, which takes 10 times as long; not .to(), whose memory torch 2.6 may freeze.
         return torch.empty_like(pixels, dtype=torch.float32).copy_(pixels).mul_(1 / 255)
-    _check_range(pixels)
     return at_least_float32(pixels)
-
-
-def _check_range(pixels: Tensor) -> None:
-    if pixels.dtype == torch.uint8:
-        return
-    if not pixels.is_floating_point():
-        raise TypeError(f"images must be uint8 or floating, got {pixels.dtype}; use v2.ToDtype(..., scale=True)")
-    if pixels.device.type == "cpu" and pixels.numel():
-        low, high = pixels.aminmax()
-        if not (low >= -SLACK and high <= 1 + SLACK):
-            raise ValueError(
-                f"floating images must be in [0, 1], got {float(low):.3g} to {float(high):.3g}; put LearnedAugment "
-                "before Normalize, or apply the Augmenter to normalized batches"
-            )
 
 
 def _to_pil(image: Tensor) -> PIL.Image.Image:

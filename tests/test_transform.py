@@ -524,3 +524,32 @@ def test_without_any_family_of_changes_images_pass():
     image = pil()
     aug = LearnedAugment(Augmenter(AugmenterConfig(affine=0, warp=0, color=0, tau_dim=8)))
     assert aug(image) is image
+
+
+@pytest.mark.parametrize("statistics", [(0.5, 0.5), (0.5, 0.25), (0.0, 1 / 255)])
+def test_a_data_set_is_refused_at_its_first_image_and_never_in_the_middle(statistics):
+    mean, std = statistics
+    images = (torch.rand(6, 3, 16, 16) - mean) / std
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = (0 - mean) / std, (1 - mean) / std
+    with pytest.raises(ValueError, match="put LearnedAugment before Normalize"):
+        transform()(images[0])
+    one = transform(strength=1e-6)
+    images[0] = 0.5
+    one(images[0] + torch.rand(3, 16, 16) / 10)
+    with pytest.warns(UserWarning, match="earlier images were in it") as told:
+        out = torch.stack([one(image) for image in images[1:]])
+    assert len(told) == 1
+    assert (out - images[1:]).abs().max() < 1e-3 * images.abs().max()
+    with pytest.raises(ValueError, match="nan"):
+        one(torch.full((3, 16, 16), torch.nan))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "I", "I;16"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_pil_mask_beside_the_image_is_told_from_it(mode, first):
+    mask = PIL.Image.new(mode, (32, 32))
+    sample = {"mask": mask, "image": pil()} if first else {"image": pil(), "mask": mask}
+    with pytest.raises(ValueError, match=r"if one is a mask, wrap it: tv_tensors.Mask"):
+        transform()(sample)
+    wrapped = tv_tensors.Mask(v2.functional.pil_to_tensor(mask))
+    assert transform()({**sample, "mask": wrapped})["mask"].shape == wrapped.shape

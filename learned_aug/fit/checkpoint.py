@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Subset
 
 from learned_aug.influence.solvers import Solver
 from learned_aug.runtime.data import Data, apply_baseline
-from learned_aug.runtime.lock import FolderInUseError, FolderLock, lock_folder
+from learned_aug.runtime.lock import FolderInUseError, FolderLock, lock_folder, locked_here
 from learned_aug.runtime.rng import forked
 from learned_aug.runtime.stream import Stream
 from learned_aug.weights.files import write_atomic
@@ -57,10 +57,11 @@ class Checkpoint:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._generation = 0
         self._lock: FolderLock | None = None
+        self._owns_lock = False
 
     def close(self) -> None:
-        """Give the folder back to other processes."""
-        if self._lock is not None:
+        """Give the folder back to other processes, if it was not kept before."""
+        if self._lock is not None and self._owns_lock:
             self._lock.close()
 
     def read(self) -> dict[str, Any] | None:
@@ -126,8 +127,11 @@ class Checkpoint:
             CheckpointError: if another process works in it.
             OSError: if the lock cannot be made for another reason than permissions.
         """
+        if self._lock is not None and not self._lock.closed:
+            return
+        owns = not locked_here(self.folder)
         try:
-            self._lock = lock_folder(self.folder)
+            self._lock, self._owns_lock = lock_folder(self.folder), owns
         except FolderInUseError as error:
             raise CheckpointError(f"the checkpoint folder {error}; wait for it, or give another folder") from error
         except OSError as error:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from learned_aug.augmenter import Augmenter
@@ -76,6 +77,12 @@ def effective_rank(flow: Tensor) -> float:
     return float(torch.special.entr(share).sum().exp())
 
 
+def coarse(flow: Tensor) -> Tensor:
+    """Means of flows (B, 2, H, W) over at most 32 x 32 areas: they are smooth, and many of them are kept."""
+    height, width = flow.shape[-2:]
+    return F.adaptive_avg_pool2d(flow, (min(height, 32), min(width, 32)))
+
+
 @torch.no_grad()
 def measure(
     augmenter: Augmenter,
@@ -119,7 +126,7 @@ def measure(
         sums[:3] += part.double().cpu() * len(images)
         total = total + out.flow.sum(0)
         if count < RANKED:
-            first.append(out.flow[: RANKED - count])
+            first.append(coarse(out.flow[: RANKED - count]))
         count += len(images)
     side = max(images.shape[-2:])
     std = sum(augmenter.config.std) / len(augmenter.config.std)

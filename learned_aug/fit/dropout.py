@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.fit.diagnostics import divergence_named, require_finite
-from learned_aug.fit.stage import FollowingInfluence, share_of_noise
+from learned_aug.fit.stage import IN_FLIGHT, FollowingInfluence, share_of_noise
 from learned_aug.fit.tilt import tilted
 from learned_aug.influence.head import HeadTap
 from learned_aug.influence.problem import Head
@@ -109,10 +109,12 @@ class LearningDropout(FollowingInfluence):
         images, labels = next(self.batches)
         noise = share_of_noise(augmenter, images, generator(self.seed, self.name, self.done))
         masks = augmenter.mask(noise[..., : augmenter.config.tau_dim]).requires_grad_()  # of the prior
-        with divergence_named(self.name, REMEDY):
-            trace = augmenter.trace(images, masks=masks, strengths=augmenter.strengths(noise))
-        logits = cast(Tensor, trace.logits)
-        wanted = self.wanted(trace.draw.apply(images), labels, masks)
+        strengths = augmenter.strengths(noise)
+        # Part by part where images are large: each image has a gradient of its own.
+        size = max(1, IN_FLIGHT // (2 * images[0].numel()))
+        given = [images, masks, labels] if strengths is None else [images, masks, labels, strengths]
+        parts = [self._of_part(*part) for part in zip(*(rows.split(size) for rows in given), strict=True)]
+        logits, wanted = (torch.cat(rows) for rows in zip(*parts, strict=True))
         loss = (logits / config.tilt - wanted).square().mean()
         require_finite(all_mean(loss.detach()), self.name, REMEDY)
         self.optimizer.zero_grad()
@@ -123,6 +125,14 @@ class LearningDropout(FollowingInfluence):
             "agreement": F.cosine_similarity(logits.flatten(1), wanted.flatten(1)).mean(),
             "kl": kl_to_prior(logits, 1 - augmenter.config.tau_dropout).mean(),
         }
+
+    def _of_part(
+        self, images: Tensor, masks: Tensor, labels: Tensor, strengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return E's logits for some images of a batch, and what they should be: (B, stages, tau_dim) each."""
+        with divergence_named(self.name, REMEDY):
+            trace = self.augmenter.trace(images, masks=masks, strengths=strengths)
+        return cast(Tensor, trace.logits), self.wanted(trace.draw.apply(images), labels, masks)
 
     def wanted(self, augmented: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
         """Return the direction of the masks in which the influence falls.

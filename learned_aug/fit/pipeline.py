@@ -114,7 +114,8 @@ def fit(
     **Memory**, beyond the model's own: of N images, D features and K classes 4 N D bytes of features (2 N D with
     ``InfluenceConfig(cache_dtype=torch.float16)``) and 8 N K of probabilities, then some ten times 8 K (D + 1) and four
     times 8 (D + 1)^2. For N = 50,000, D = 2,048 and K = 1,000 that was 1.2 GiB (benchmarks/fit/memory.py); several
-    processes share N. Images are read batch by batch.
+    processes share N. Images add 0.5 GiB at most, whatever their size, and twice what a batch of stage 3 or of your
+    loader takes (ten times in stage 1 and in ``LinearConfig``, which need a batch as a whole).
 
     **Several processes.** Where torch.distributed has a process group, call this in each process with the same
     arguments, the model on the process's own device. Each works on its share of every batch (batch sizes are those of
@@ -190,6 +191,7 @@ def fit(
                 settings |= {"augmenter": augmenter.config, "augmenter (digest of its state)": digest_of(augmenter)}
             data = {"train": train, "val": val}
             checkpoint = Checkpoint(checkpoint_dir, fingerprint(model, data, baseline, config.seed, **settings))
+            stack.callback(checkpoint.close)
         tap = stack.enter_context(Tap(stack.enter_context(borrowed(model)), layer, amp))
         run = Run(checkpoint, every=checkpoint_every, listeners=listeners, device=layer.weight.device)
         setting = Setting(tap, train, val, baseline, config)
@@ -222,7 +224,7 @@ def fit(
         run.train("fitted", *setting.maximizing(network, influence))
         networks["fitted"] = network
 
-        measured = run.once("diagnostics", lambda: setting.measured(networks, influence))
+        measured = run.once("diagnostics", lambda: setting.measured(networks, influence, run.notify))
     gain = Estimate(*measured["gain"])
     return FitResult(
         augmenter=network if gain.sign > 0 else networks["prior"],

@@ -15,7 +15,9 @@ from learned_aug.influence.problem import Head
 from learned_aug.runtime.distributed import all_mean, rank, world_size
 from learned_aug.runtime.events import Event, OnEvent
 
-__all__ = ["FollowingInfluence", "Stage", "share_of_noise"]
+__all__ = ["IN_FLIGHT", "FollowingInfluence", "Stage", "share_of_noise"]
+
+IN_FLIGHT = 2**24  # values of the images that are worked on at once, at most, where the batch does not matter: 64 MiB
 
 
 class Stage(ABC):

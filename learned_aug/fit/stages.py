@@ -21,7 +21,7 @@ from learned_aug.fit.judge import Estimate, estimate, halves
 from learned_aug.fit.linear import Maximizing
 from learned_aug.fit.pretrain import PretrainConfig, Pretraining
 from learned_aug.fit.prior import prior
-from learned_aug.fit.stage import Stage
+from learned_aug.fit.stage import IN_FLIGHT, Stage
 from learned_aug.influence.head import HeadTap, check_differentiable, collect
 from learned_aug.influence.problem import Head
 from learned_aug.influence.s_val import predicted_influence, solve_s_val
@@ -37,7 +37,6 @@ __all__ = ["Influence", "Setting", "Tap"]
 
 # Gradients of the validation and the test loss agree badly below: cosine .89 with 5,000 images of MNIST, .36 with 120.
 SMALL_VAL = 1000
-IN_FLIGHT = 2**24  # values of the images of one batch, at most, in passes that only read: 64 MiB
 PROBE = 512  # training images on which the diagnostics are measured
 
 
@@ -143,8 +142,10 @@ class Setting:
         return Influence(head, solution, judges).tree()
 
     def probe(self, count: int = PROBE) -> Iterator[tuple[Tensor, Tensor]]:
-        """Read the same training images for all that is measured, batch by batch."""
-        return _first(self.stream("train", "probe", 128, shuffle=False, shared=False).once(), count)
+        """Read the same training images for all that is measured, few at a time where they are large."""
+        for images, labels in _first(self.stream("train", "probe", 128, shuffle=False, shared=False).once(), count):
+            size = max(2, IN_FLIGHT // (2 * images[0].numel()))  # each is drawn twice
+            yield from zip(images.split(size), labels.split(size), strict=True)
 
     def check(self) -> None:
         """Refuse, before any work, what the first images show to be impossible."""
@@ -153,7 +154,9 @@ class Setting:
 
     def start(self, given: Augmenter | AugmenterConfig | None) -> dict[str, Any]:
         """Return the configuration and weights of the start: the given networks, or random ones, calibrated."""
-        images = torch.cat([images for images, _ in self.probe(128)])
+        # No more of large ones than are looked at.
+        size = max(32, bounded(self.train, "train", 128))
+        images = torch.cat([images for images, _ in self.probe(size)])[:128]
         if isinstance(given, Augmenter):
             network = copy.deepcopy(given).to(images.device)
             network.draw(images[:1])  # raises for images that it cannot take
@@ -182,7 +185,7 @@ class Setting:
             stage = Maximizing(*args, config, seed=self.config.seed)
         return stage, [batches]
 
-    def measured(self, stages: dict[str, Augmenter], influence: Influence) -> dict[str, Any]:
+    def measured(self, stages: dict[str, Augmenter], influence: Influence, notify: OnEvent) -> dict[str, Any]:
         """Measure each of the networks on the same images and draws, and judge the fitted ones against the first.
 
         Returns:
@@ -192,12 +195,18 @@ class Setting:
         """
         s_vals = influence.judges if len(influence.judges) else influence.solution.value[None]
         drops, figures = {}, {}
+        images = self.stream("train", "probe", 128, shuffle=False, shared=False).images
+        total = min(images or PROBE, PROBE)
         for name, network in stages.items():
             parts: list[Tensor] = []
 
-            def val_drop(images: Tensor, augmented: Tensor, labels: Tensor, parts: list[Tensor] = parts) -> Tensor:
+            def val_drop(
+                images: Tensor, augmented: Tensor, labels: Tensor, name: str = name, parts: list[Tensor] = parts
+            ) -> Tensor:
                 predicted = predicted_influence(self.tap, influence.head, s_vals, images, augmented, labels)[0]
                 parts.append(predicted_val_drop(predicted, influence.head.n_train))
+                done = sum(part.shape[-1] for part in parts)
+                notify(Event(f"diagnostics of {name}", done, max(done, 2 * total)))
                 return parts[-1].mean(0)
 
             draws = generator(self.config.seed, "diagnostics")

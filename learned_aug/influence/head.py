@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +101,7 @@ def _free(head: nn.Linear, model: nn.Module) -> nn.Linear:
                 f"the head's {name} must be its own, got one that is shared ({places}): influences are those of a head "
                 "that moves alone; give the head a copy of it, and train it on"
             )
-        if parameter._backward_hooks:
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             raise ValueError(
                 f"the head's {name} must be free to move, got one with a gradient hook, which may mask it; remove the "
                 "hook from a copy of the model, and train its head on"
@@ -172,8 +172,9 @@ class HeadTap:
             features, logits = tap(images)
 
     The first call verifies that the closed form applies: the model is in eval mode, its output is
-    `features @ weight.T + bias` of the head, and a sample's features depend neither on chance (active dropout) nor on
-    the rest of its batch. This costs one more pass over half of that batch. A compiled model runs uncompiled here.
+    `features @ weight.T + bias` of the head, with other weights as well, and a sample's features depend neither on
+    chance (active dropout) nor on the rest of its batch. This costs one more pass over half of that batch. A compiled
+    model runs uncompiled here.
 
     Args:
         model: the classifier; wrappers are looked through, as in `find_head`.
@@ -253,6 +254,24 @@ class HeadTap:
             )
         return features, output
 
+    @contextmanager
+    def _moved_head(self) -> Iterator[list[nn.Parameter]]:
+        """While open, the head has other parameters, far from its own, which are given; none if they are rebuilt."""
+        own = dict(self.head._parameters)
+        names = [name for name in ("weight", "bias") if own.get(name) is not None]
+        if "weight" not in names:
+            names = []
+        source = torch.Generator().manual_seed(0)
+        try:
+            for name in names:
+                value = cast(nn.Parameter, own[name]).detach()
+                noise = torch.randn(value.shape, generator=source, dtype=torch.float32).to(value)
+                step = noise * (1 + 4 * value.abs().max())
+                self.head._parameters[name] = nn.Parameter(value + step, requires_grad=False)
+            yield [cast(nn.Parameter, self.head._parameters[name]) for name in names]
+        finally:
+            self.head._parameters.update(own)
+
     def _others(self) -> str:
         paths = [p for p, m in self.model.named_modules() if isinstance(m, nn.Linear) and m is not self.head]
         return f"; other nn.Linear: {', '.join(paths[-5:])}" if paths else ""
@@ -278,7 +297,18 @@ class HeadTap:
                 "after the head changes them (a scale, softmax or sigmoid? the mean of several heads?), or another "
                 f'layer is the last one; return the logits of one head, or pass head="name"{self._others()}'
             )
-        half, _ = self._forward(images[: (len(images) + 1) // 2])
+        with self._moved_head() as moved:
+            given = [(p, p.detach().clone()) for p in moved]
+            half, output = self._forward(images[: (len(images) + 1) // 2])
+        # Written to through .data, which no version counts, or read as something else than what they are.
+        written = any(not torch.equal(p, value) for p, value in given)
+        if given and (written or _gap(output.float(), F.linear(half.float(), *(v.float() for _, v in given))) > 0.02):
+            raise ValueError(
+                f"the head's {' and '.join(('weight', 'bias')[: len(given)])} must be free to move, got a model that "
+                f"{'writes to' if written else 'changes'} them at each pass, as a hook that masks or normalizes does: "
+                "influences are those of an unconstrained head; take that out on a copy of the model, and train its "
+                "head on"
+            )
         if (gap := _gap(half.float(), features[: len(half)].float())) > 0.02:
             raise ValueError(
                 f"two passes over the same images gave features that differ by {gap:.1%} of their size: active "
@@ -310,15 +340,17 @@ def check_differentiable(tap: HeadTap, images: Tensor) -> None:
     with torch.enable_grad():
         images = images[:16].detach().clone().requires_grad_()
         features, _ = tap(images)
-        if not features.requires_grad:
-            raise ValueError(
-                "features must depend on the images by autograd, got none: the model's forward runs a part under "
-                "torch.no_grad(), inference_mode() or detach(); let gradients pass there (requires_grad_(False) "
-                "freezes weights as well)"
-            )
-        weights = torch.linspace(-1, 1, features.shape[1], device=features.device, dtype=features.dtype)
-        (gradient,) = torch.autograd.grad((features * weights).sum(), images, allow_unused=True)
-    if gradient is None or not bool(gradient.any()):
+        gradient = None
+        if features.requires_grad:  # as where the model is not frozen, whether or not they depend on the images
+            weights = torch.linspace(-1, 1, features.shape[1], device=features.device, dtype=features.dtype)
+            (gradient,) = torch.autograd.grad((features * weights).sum(), images, allow_unused=True)
+    if gradient is None:
+        raise ValueError(
+            "features must depend on the images by autograd, got none: the model's forward runs a part under "
+            "torch.no_grad(), inference_mode() or detach(); let gradients pass there (requires_grad_(False) freezes "
+            "weights as well)"
+        )
+    if not bool(gradient.any()):
         warnings.warn(
             "the gradient of the model's features with respect to its images is zero: nothing can be learned from it; "
             "check whether the model rounds, thresholds or detaches its images",

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["check_at_least", "check_at_most_one", "check_class_range", "check_labels"]
+__all__ = ["check_at_least", "check_at_most_one", "check_class_range", "check_labels", "check_targets"]
 
 
 def check_at_least(config: object, **bounds: float) -> None:
@@ -63,6 +63,33 @@ def check_labels(labels: Any, samples: int, name: str = "labels") -> Tensor:
         got = f"{type(labels).__name__} of {type(first).__name__}" if first is not labels else type(labels).__name__
         remedy = "map class names to indices in the data set" if isinstance(first, str) else "give a tensor of indices"
     raise ValueError(f"{name} must be integer class indices of shape ({samples},), got {got}; {remedy}")
+
+
+def check_targets(labels: Any, samples: int, *, values: bool = True) -> Tensor:
+    """Refuse labels that the cross-entropy does not take: class indices (B,), or probabilities (B, K).
+
+    Args:
+        labels: what a batch holds.
+        samples: images of the batch, B.
+        values: whether to look at the probabilities, which makes an accelerator wait.
+
+    Returns:
+        The labels.
+
+    Raises:
+        ValueError: if they are something else.
+    """
+    soft = isinstance(labels, Tensor) and labels.is_floating_point() and labels.ndim == 2 and labels.shape[1] > 1
+    if not soft or labels.shape[0] != samples:
+        return check_labels(labels, samples)
+    out: Tensor = labels
+    if values and not bool(((out.sum(1) - 1).abs() < 1e-2).all() & (out >= 0).all()):
+        raise ValueError(
+            f"soft labels {tuple(out.shape)} must be probabilities that sum to 1 for each image, got "
+            f"{float(out.min()):.3g} to {float(out.max()):.3g} with sums of {float(out.sum(1).min()):.3g} to "
+            f"{float(out.sum(1).max()):.3g}; for several labels an image pass loss="
+        )
+    return out
 
 
 def _remedy(labels: Tensor, samples: int) -> str:

@@ -16,7 +16,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-__all__ = ["FolderInUseError", "FolderLock", "lock_folder"]
+__all__ = ["FolderInUseError", "FolderLock", "lock_folder", "locked_here"]
 
 LOCK_NAME = ".learned-aug.lock"
 FAR = 2**30  # byte that is locked where a lock hides what it covers (Windows)
@@ -62,6 +62,12 @@ def lock_folder(folder: str | os.PathLike[str]) -> FolderLock:
     if lock is None or lock.closed:
         lock = _held[key] = FolderLock(Path(key[1]))
     return lock
+
+
+def locked_here(folder: str | os.PathLike[str]) -> bool:
+    """Whether this process keeps a folder already; who then asks for its lock should not close it."""
+    lock = _held.get((os.getpid(), os.path.realpath(folder)))
+    return lock is not None and not lock.closed
 
 
 def _acquire(folder: Path) -> IO[str]:

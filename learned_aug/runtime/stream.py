@@ -180,6 +180,8 @@ class Stream:
             if batch is None:
                 break
             images, labels = check_batch(batch, self.name, start)
+            if loader.batch_size is None or loader.collate_fn is not default_collate:
+                images = images.clone()  # which may be the user's own memory, and a model may write to
             if k >= skip:
                 yield start, images, labels
             start += len(images)

@@ -11,16 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learned_aug.influence.head import HeadTap, collect, find_head, unwrap
+from learned_aug.influence.head import HeadTap, check_differentiable, collect, find_head, unwrap
 from learned_aug.influence.problem import Head
 from learned_aug.influence.s_val import InfluenceConfig, solve_s_val
 from learned_aug.influence.scores import influence_up
+from learned_aug.runtime.checks import check_class_range, check_labels, check_targets
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.stream import Stream
 
 __all__ = ["Loss", "Reader", "first_tensor"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+CUT = (
+    "the loss must depend on the images by autograd, got none: the model's forward runs a part under torch.no_grad(), "
+    "inference_mode() or detach(); let gradients pass there (requires_grad_(False) freezes weights as well), or use "
+    "tilt=0"
+)
 
 
 class Reader:
@@ -64,6 +70,7 @@ class Reader:
         self.config = config if config is not None else InfluenceConfig()
         self.influence: tuple[Head, Tensor] | None = None
         self._zero_seen = False
+        self._classes = 0  # of the model's outputs; 0 before the first batch
         if by == "influence":
             self.tap = HeadTap(self.model, find_head(self.model, head))
             device = self.tap.head.weight.device
@@ -71,6 +78,79 @@ class Reader:
                 Stream(data, name, "snapshot", seed=0, batch_size=256, device=device)  # type: ignore[arg-type]
                 for data, name in ((train, "train"), (val, "val"))
             )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in: its first floating parameter's dtype."""
+        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+
+    def check(self, images: Tensor, labels: Any, *, steers: bool) -> None:
+        """Refuse labels that do not fit; and, at the first batch, a model that cannot be followed.
+
+        Args:
+            images: (B, C, H, W), floating.
+            labels: what the loss takes.
+            steers: whether gradients are asked for.
+
+        Raises:
+            ValueError: if labels are not of the form that the loss takes, or beyond the model's classes; if the
+                model has a single output; or if no gradient reaches its images.
+        """
+        first = not self._classes
+        # A look at values on an accelerator would make it wait, at each call.
+        looks = first or (isinstance(labels, Tensor) and labels.device.type == "cpu")
+        if isinstance(labels, Tensor) and labels.shape[:1] != images.shape[:1]:
+            raise ValueError(
+                f"labels must be one per image, {images.shape[0]}, got {tuple(labels.shape)}; pass those of this batch"
+            )
+        if self.by == "influence":
+            check_labels(labels, len(images))
+        elif self.loss is None:
+            check_targets(labels, len(images), values=looks)
+        if first and len(images):
+            self._check_model(images[:16], labels[:16], steers)
+        if self.loss is None and looks and self._classes:
+            self._check_classes(labels)
+
+    def _check_classes(self, labels: Tensor) -> None:
+        if labels.ndim == 1:
+            check_class_range(labels, self._classes)
+        elif labels.shape[1] != self._classes:
+            raise ValueError(
+                f"soft labels must have a column for each of the model's {self._classes} classes, got "
+                f"{tuple(labels.shape)}; give the model as many outputs"
+            )
+
+    def _check_model(self, images: Tensor, labels: Any, steers: bool) -> None:
+        """See at the first batch what would otherwise show after the warm-up, or never.
+
+        Raises:
+            ValueError: if the model or its head cannot be followed.
+        """
+        with self._evaluating(), torch.set_grad_enabled(steers):
+            if self.by == "influence":
+                with self.tap:
+                    if steers:
+                        check_differentiable(self.tap, images.to(self.dtype))
+                    self._classes = self.tap(images.to(self.dtype))[1].shape[1]
+                return
+            images = images.detach().clone().requires_grad_(steers)
+            output = first_tensor(self.model(self._input(images)))
+            classes = output.shape[1] if output.ndim > 1 else 1
+            if self.loss is None:
+                if output.ndim != 2 or len(output) != len(images):
+                    raise ValueError(
+                        f"the model must give logits (B, K) with B = {len(images)}, got {tuple(output.shape)}; pass "
+                        "loss= for outputs of another form"
+                    )
+                check_class_range(labels.new_zeros(1, dtype=torch.long), classes)
+            if steers:
+                gradient = None
+                if output.requires_grad:
+                    (gradient,) = torch.autograd.grad(output.float().square().sum(), images, allow_unused=True)
+                if gradient is None:
+                    raise ValueError(CUT)
+        self._classes = classes
 
     def renew(self) -> None:
         """Solve for s_val of the classifier as it stands; nothing for "loss".
@@ -80,6 +160,7 @@ class Reader:
         """
         if self.by == "loss":
             return
+        self.train.dtype = self.val.dtype = self.dtype
         with self._evaluating(), torch.no_grad(), self.tap:
             train, val = (collect(self.tap, stream.once()) for stream in (self.train, self.val))
             head, solution = solve_s_val(train, val, self.tap.head, self.config)
@@ -100,11 +181,11 @@ class Reader:
         """
         with self._evaluating():
             if self.by == "loss":
-                output = first_tensor(self.model(images.clone()))  # which a model may write to
+                output = first_tensor(self.model(self._input(images)))
                 losses = self._losses(output, labels)
                 return losses, losses.detach().neg().exp().clamp(max=1)
             with self.tap:
-                features, output = self.tap(images)
+                features, output = self.tap(images.to(self.dtype))
         if self.influence is None:
             raise RuntimeError("s_val is not solved yet; call renew() first")
         head, ihvp = self.influence
@@ -123,11 +204,7 @@ class Reader:
             UserWarning: once, if it is zero for all of a batch: steering then does nothing.
         """
         if not score.requires_grad:
-            raise ValueError(
-                "the loss must depend on the images by autograd, got none: the model's forward runs a part under "
-                "torch.no_grad(), inference_mode() or detach(); let gradients pass there (requires_grad_(False) "
-                "freezes weights as well), or use tilt=0"
-            )
+            raise ValueError(CUT)
         (gradient,) = torch.autograd.grad(score.sum(), masks, allow_unused=True, materialize_grads=True)
         if not self._zero_seen and not bool(gradient.any()):
             self._zero_seen = True
@@ -138,9 +215,15 @@ class Reader:
             )
         return gradient
 
+    def _input(self, images: Tensor) -> Tensor:
+        """Return a copy of images in the model's dtype, which the model may write to."""
+        dtype = self.dtype
+        return images.clone() if images.dtype == dtype else images.to(dtype)
+
     def _losses(self, output: Tensor, labels: Tensor) -> Tensor:
         if self.loss is None:
-            return F.cross_entropy(output.float(), labels, reduction="none")
+            logits = output.float()
+            return F.cross_entropy(logits, labels.to(logits.dtype) if labels.ndim == 2 else labels, reduction="none")
         losses = self.loss(output, labels)
         if losses.shape != output.shape[:1]:
             raise ValueError(

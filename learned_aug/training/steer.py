@@ -128,10 +128,7 @@ class SteeredDraws:
             TypeError: if images are no floating tensor.
         """
         augmenter = self._augmenter_for(images)
-        if labels.shape[:1] != images.shape[:1]:
-            raise ValueError(
-                f"labels must be one per image, {images.shape[0]}, got {tuple(labels.shape)}; pass those of this batch"
-            )
+        self.reader.check(images, labels, steers=bool(self.tilt))
         steers = bool(self.tilt) and self.calls >= self.warmup
         if steers and (self.calls - self.warmup) % self.every == 0:
             self.reader.renew()

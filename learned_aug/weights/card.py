@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from learned_aug.config import AugmenterConfig
-from learned_aug.weights.files import sha256
+from learned_aug.weights.files import WeightsError, sha256
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -191,10 +191,14 @@ def published(folder: Path, repo_id: str) -> dict[str, bytes]:
 
     Raises:
         OSError: if a file cannot be read.
+        WeightsError: if the card is no text in UTF-8.
     """
     if not (folder / CARD_NAME).is_file():
         return {}
-    text = (folder / CARD_NAME).read_text(encoding="utf-8")
+    try:
+        text = (folder / CARD_NAME).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise WeightsError(f"{folder / CARD_NAME} must be text in UTF-8 ({error}); write it again") from error
     name = folder.resolve().name
     for source in (f"./{name}", name):
         text = text.replace(f'from_pretrained("{source}")', f'from_pretrained("{repo_id}")')

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -37,6 +36,7 @@ WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 NAMES = (CONFIG_NAME, WEIGHTS_NAME)  # the small one first: what is wrong with it is found before the other is fetched
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # of stored tensors; all are read as float32
+SEAL = "sha256 of the values"  # in the metadata of the file
 PICKLED = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 
 
@@ -67,8 +67,33 @@ def encode(config: AugmenterConfig, state: Mapping[str, Tensor]) -> dict[str, by
             raise WeightsError(f"{name} holds NaN or infinity (in float32); the fit diverged, fit again and save that")
     return {
         CONFIG_NAME: (json.dumps(config.to_dict(), indent=2) + "\n").encode(),
-        WEIGHTS_NAME: safetensors.torch.save(tensors),
+        WEIGHTS_NAME: safetensors.torch.save(tensors, {SEAL: digest(tensors)}),
     }
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors with their names, dtypes and shapes, 64 hexadecimal digits."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _check_seal(data: bytes, state: Mapping[str, Tensor], path: Path) -> None:
+    """Compare the values of a file with what was written, where it says so: a flipped bit is a number like any other.
+
+    Raises:
+        WeightsError: if they differ.
+    """
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    metadata = header.get("__metadata__") or {}
+    if metadata.get(SEAL, (got := digest(state))) != got:
+        raise WeightsError(
+            f"{path} is not as it was written, its values have SHA-256 {got}; write or fetch it again (after a change "
+            "on purpose, save it without metadata)"
+        )
 
 
 def sha256(data: bytes) -> str:
@@ -166,11 +191,12 @@ def parse(files: Mapping[str, bytes], where: str | PathLike[str]) -> tuple[Augme
     try:
         # From bytes: tensors of load_file alias the file, and change or crash when it is overwritten.
         state = safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
+    except Exception as error:  # of many types, by the damage
         what, remedy = "no intact safetensors file", "write or fetch it again"
         if data.startswith(b"version https://git-lfs"):
             what, remedy = "a git-lfs pointer, not the weights", "run `git lfs pull`, or fetch it again"
         raise WeightsError(f"{Path(where) / WEIGHTS_NAME} is {what} ({error}); {remedy}") from error
+    _check_seal(data, state, Path(where) / WEIGHTS_NAME)
     if len(state) < 2 * config.depth:  # checked before anything is built: a damaged config may ask for any number
         raise WeightsError(
             f"{path} asks for {config.depth} layers, but {WEIGHTS_NAME} holds only {len(state)} tensors; "
@@ -210,7 +236,10 @@ def _config(data: bytes) -> AugmenterConfig:
     values = json.loads(data)
     if not isinstance(values, dict):
         raise ValueError(f"expected a JSON object, got {type(values).__name__}")
-    return AugmenterConfig.from_dict(values)
+    config = AugmenterConfig.from_dict(values)
+    if missing := sorted(config.to_dict().keys() - values.keys()):  # a default of this release is not what was meant
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    return config
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:

@@ -18,6 +18,7 @@ from learned_aug.fit.dropout import DropoutConfig
 from learned_aug.fit.linear import LinearConfig
 from learned_aug.influence.s_val import InfluenceConfig
 from learned_aug.influence.solvers import CG
+from learned_aug.runtime.lock import LOCK_NAME, lock_folder, locked_here
 
 ROOT = Path(__file__).parents[2]
 TREE = {
@@ -194,6 +195,33 @@ def test_finished_fit_is_read_back_without_a_pass_of_the_model(fitted, model):
     handle.remove()
     assert passes == seen == []
     assert_equal(first, again)
+
+
+@pytest.mark.parametrize("end", ["finished", "died", "refused"])
+def test_the_folder_is_given_back_however_a_fit_ends(fitted, few, tmp_path, end):
+    def die(event):
+        if end == "died":
+            raise Killed
+
+    if end == "refused":
+        bad = TensorDataset(torch.full((8, 1, 28, 28), torch.nan), torch.arange(8))
+        with pytest.raises(ValueError, match="finite"):
+            fitted(train=bad)
+    elif end == "died":
+        with pytest.raises(Killed):
+            fitted(on_event=die)
+    else:
+        fitted()
+    assert not locked_here(tmp_path / "run")
+    assert not (tmp_path / "run" / LOCK_NAME).exists()
+
+
+def test_a_folder_that_was_kept_before_stays_kept(fitted, tmp_path):
+    (tmp_path / "run").mkdir()
+    lock = lock_folder(tmp_path / "run")
+    fitted()
+    assert locked_here(tmp_path / "run")
+    lock.close()
 
 
 def test_saving_changes_nothing(fitted):

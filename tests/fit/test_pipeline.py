@@ -77,7 +77,8 @@ def test_fit_gives_augmenters_diagnostics_and_history_and_leaves_the_model_as_it
         }
     assert result.history == events
     stages = list(dict.fromkeys(event.stage for event in events))
-    assert stages == ["train features", "val features", "refit", "ihvp", "pretrain", "maximize"]
+    measured = [f"diagnostics of {name}" for name in result.diagnostics]
+    assert stages == ["train features", "val features", "refit", "ihvp", "pretrain", "maximize", *measured]
     assert result.solution.converged
     images = few[0].dataset.tensors[0][:16]
     assert not torch.equal(result.augmenter(images), images)

@@ -132,8 +132,98 @@ def test_weights_written_at_each_pass_are_refused() -> None:
         learned_aug.fit(made, *photos(16), config=tiny(), progress=False)
 
 
+class Masked(nn.Linear):
+    """A head whose forward masks its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * (torch.arange(DIM) < 9), self.bias)
+
+
+class Cosine(nn.Linear):
+    """A head whose forward normalizes its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, F.normalize(self.weight, dim=1), self.bias)
+
+
+def masked_data(head: nn.Module, module: nn.Module | None = None) -> None:
+    """Masks the weight now, and by a hook at each pass, so that no pass changes a value."""
+    mask = (torch.arange(DIM) < 9).float()
+    head.weight.data.mul_(mask)  # type: ignore[operator, union-attr]
+    (module or head).register_forward_pre_hook(lambda *_: head.weight.data.mul_(mask) is None or None)
+
+
+def new_data(head: nn.Linear) -> None:
+    head.register_forward_pre_hook(lambda m, _: setattr(m.weight, "data", m.weight.data * (torch.arange(DIM) < 9)))
+
+
+def max_norm(head: nn.Linear) -> None:
+    def write(module: nn.Linear, _: object) -> None:
+        module.weight.data.div_(module.weight.data.norm(dim=1, keepdim=True).clamp(min=1.0))
+
+    head.register_forward_pre_hook(write)
+
+
+def zero_bias(head: nn.Linear) -> None:
+    head.bias.data.zero_()
+    head.register_forward_pre_hook(lambda m, _: m.bias.data.zero_() is None or None)
+
+
+def hook_of_the_model() -> nn.Module:
+    made = model()
+    masked_data(made[-1], made)
+    return made
+
+
+def mask_after_accumulation(head: nn.Linear) -> None:
+    head.weight.register_post_accumulate_grad_hook(lambda p: p.grad.mul_(torch.arange(DIM) < 9) is None or None)
+
+
+AT_EACH_PASS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "masked through data": (lambda: with_head(masked_data), "weight and bias must be free.*writes to them"),
+    "other data": (lambda: with_head(new_data), "weight and bias must be free.*writes to them"),
+    "largest norm": (lambda: with_head(max_norm), "weight and bias must be free.*writes to them"),
+    "zero bias": (lambda: with_head(zero_bias), "weight and bias must be free.*writes to them"),
+    "hook of the model": (hook_of_the_model, "weight and bias must be free.*writes to them"),
+    "masked in forward": (
+        lambda: model(Masked(DIM, CLASSES)),
+        "must be its head's logits|weight and bias must be free",
+    ),
+    "masked in forward, and already": (lambda: masked_already(), "weight and bias must be free.*changes them"),
+    "normalized, and already": (lambda: normalized_already(), "weight and bias must be free.*changes them"),
+    "gradients masked after accumulation": (lambda: with_head(mask_after_accumulation), "one with a gradient hook"),
+}
+
+
+def masked_already() -> nn.Module:
+    made = model(Masked(DIM, CLASSES))
+    made[-1].weight.data.mul_(torch.arange(DIM) < 9)  # type: ignore[operator, union-attr]
+    return made
+
+
+def normalized_already() -> nn.Module:
+    made = model(Cosine(DIM, CLASSES))
+    made[-1].weight.data.copy_(F.normalize(made[-1].weight.data, dim=1))  # type: ignore[operator, union-attr, arg-type]
+    return made
+
+
+@pytest.mark.parametrize("name", AT_EACH_PASS)
+def test_head_that_is_changed_at_each_pass_is_refused(name: str) -> None:
+    make, message = AT_EACH_PASS[name]
+    made = make()
+    events: list[object] = []
+    with pytest.raises(ValueError, match=message):
+        learned_aug.fit(made, *photos(16), config=tiny(), progress=False, on_event=events.append)
+    assert events == []
+    train, val = photos(16)
+    with pytest.raises(ValueError, match=message):
+        learned_aug.SteeredDraws(made, by="influence", train=train, val=val, warmup=0)(*train[:8])
+
+
 FREE: dict[str, Callable[[], nn.Module]] = {
     "plain": model,
+    "double precision": lambda: model().double(),
+    "a hook that only looks": lambda: with_head(lambda h: h.register_forward_pre_hook(lambda *_: None)),
     "frozen": lambda: model().requires_grad_(False),
     "weight norm": lambda: with_head(parametrizations.weight_norm),
     "weight norm by a hook": lambda: with_head(lambda h: torch.nn.utils.weight_norm(h)),
@@ -158,8 +248,8 @@ def _held_twice() -> nn.Module:
 @pytest.mark.parametrize("name", FREE)
 def test_free_heads_are_accepted_and_give_their_logits(name: str) -> None:
     made = FREE[name]().eval()
-    x = photos(16)[0].tensors[0]
     head = find_head(made)
+    x = photos(16)[0].tensors[0].to(head.weight.dtype)
     with borrowed(made), HeadTap(made, head) as tap, torch.no_grad():
         features, logits = tap(x)
         torch.testing.assert_close(F.linear(features, head.weight, head.bias), logits, rtol=1e-4, atol=1e-5)

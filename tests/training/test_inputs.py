@@ -1,0 +1,226 @@
+"""What SteeredDraws is given: labels, models and dtypes, refused or taken at the first batch, before the warm-up."""
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+from torch.utils.data import TensorDataset
+
+from learned_aug import DrawChoice, SteeredDraws, prior
+from learned_aug.training.reader import Reader
+
+CLASSES = 4
+
+
+def photos(seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    small = torch.rand(32, 3, 4, 4, generator=generator)
+    return F.interpolate(small, size=(16, 16), mode="bilinear").to(dtype), torch.arange(32) % CLASSES
+
+
+def small(classes=CLASSES):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 16),
+        nn.Linear(16, classes),
+    )
+
+
+X, Y = photos()
+TRAIN, VAL = (TensorDataset(*photos(seed)) for seed in (1, 2))
+DATA = {"by": "influence", "train": TRAIN, "val": VAL}
+LABELS = {
+    "too few": (Y[:4], "labels must be one per image, 32, got"),
+    "a column": (Y[:, None], r"take the extra dimension off with labels.flatten\(\)"),
+    "one-hot integers": (F.one_hot(Y, CLASSES), r"labels.argmax\(1\)"),
+    "floats": (Y.float(), r"labels.long\(\)"),
+    "regression": (Y + 0.5, "not a value to regress on"),
+    "names": (["cat"] * 32, "map class names to indices"),
+    "truth values": (Y > 1, r"labels.long\(\)"),
+    "beyond the classes": (Y + 9, "labels must be in 0..3"),
+    "from 1": (Y + 1, "seem to count from 1"),
+    "several an image": (torch.ones(32, CLASSES), "pass loss="),
+    "soft ones of more classes": (torch.full((32, 8), 1 / 8), "a column for each of the model's 4 classes"),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize("warmup", [0, 20])
+def test_labels_that_do_not_fit_are_refused_at_the_first_batch(name, warmup):
+    labels, message = LABELS[name]
+    with pytest.raises(ValueError, match=message):
+        SteeredDraws(small(), warmup=warmup)(X, labels)
+
+
+@pytest.mark.parametrize("name", ["a column", "one-hot integers", "names", "floats"])
+def test_influence_takes_class_indices_alone(name):
+    labels, message = LABELS[name]
+    with pytest.raises(ValueError, match=message):
+        SteeredDraws(small(), **DATA)(X, labels)
+    with pytest.raises(ValueError, match="mixing of labels"):
+        SteeredDraws(small(), **DATA)(X, torch.full((32, CLASSES), 0.25))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_soft_labels_are_followed_in_any_dtype(dtype):
+    soft = F.one_hot(Y, CLASSES).to(dtype) * 0.9 + 0.1 / CLASSES
+    assert SteeredDraws(small(), warmup=0)(X, soft).shape == X.shape
+
+
+def test_a_later_batch_is_checked_as_the_first():
+    steered = SteeredDraws(small())
+    steered(X, Y)
+    for labels, message in LABELS.values():
+        with pytest.raises(ValueError, match=message):
+            steered(X, labels)
+
+
+class Part(nn.Module):
+    """A model whose body is run by `body`."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.model, self.body = small(), body
+
+    def forward(self, images):
+        return self.model[-1](self.body(self.model[:-1], images))
+
+
+def frozen(model, images):
+    with torch.no_grad():
+        return model(images)
+
+
+def inferred(model, images):
+    with torch.inference_mode():
+        return model(images) + 0
+
+
+CUTS = {
+    "no_grad": frozen,
+    "inference_mode": lambda model, images: inferred(model, images).clone(),
+    "detach": lambda model, images: model(images).detach(),
+    "data": lambda model, images: model(images.data),
+    "NumPy": lambda model, images: model(torch.from_numpy(images.detach().numpy().copy())),
+    "bytes": lambda model, images: model((images * 255).byte() / 255),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+@pytest.mark.parametrize("options", [{}, DATA], ids=["loss", "influence"])
+def test_a_model_through_which_no_gradient_passes_is_refused_at_the_first_batch(name, options):
+    with pytest.raises(ValueError, match=r"by autograd, got none.*no_grad"):
+        SteeredDraws(Part(CUTS[name]), **options)(X, Y)
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_without_steering_no_gradient_is_asked_for(name):
+    assert SteeredDraws(Part(CUTS[name]), tilt=0)(X, Y).shape == X.shape
+
+
+@pytest.mark.parametrize("options", [{}, DATA], ids=["loss", "influence"])
+def test_a_single_output_is_refused_with_the_way_to_two(options):
+    with pytest.raises(ValueError, match=r"at least 2 classes, got 1.*Linear"):
+        SteeredDraws(small(1), **options)(X, Y * 0)
+
+
+def test_outputs_of_another_form_need_a_loss():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1))
+    with pytest.raises(ValueError, match=r"logits \(B, K\).*pass loss="):
+        SteeredDraws(model)(X, Y)
+    steered = SteeredDraws(model, warmup=0, loss=lambda out, y: out.square().flatten(1).mean(1))
+    assert steered(X, Y).shape == X.shape
+
+
+@pytest.mark.parametrize("of_images", [torch.float32, None], ids=["float32 images", "its own"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("options", [{}, DATA], ids=["loss", "influence"])
+def test_models_of_any_dtype_are_followed(dtype, of_images, options):
+    images = X.to(of_images or dtype)
+    model = small().to(dtype)
+    out = SteeredDraws(model, warmup=0, period=1, **options)(images, Y)
+    assert out.dtype == images.dtype
+    assert (out != images).flatten(1).any(1).sum() == 16
+    chosen = DrawChoice(model, prior(X), by=options.get("by", "loss"), train=TRAIN, val=VAL)(images, Y)
+    assert chosen.dtype == images.dtype
+
+
+def test_a_double_model_steers_as_a_single_one():
+    drawn = [
+        SteeredDraws(small().to(dtype), warmup=0, period=1, share=1)(X, Y) for dtype in (torch.float32, torch.float64)
+    ]
+    assert (drawn[0] - drawn[1]).abs().mean() < 0.01  # of 128 masks some lie on the edge
+
+
+def cached(model):
+    model.cache = model[0].weight * 2  # no leaf: deepcopy refuses it
+
+
+def generator(model):
+    model.source = (k for k in range(3))
+
+
+UNCOPIED = {
+    "pruned": lambda m: prune.l1_unstructured(m[0], "weight", 0.5),
+    "parametrized": lambda m: parametrizations.orthogonal(m[4]),
+    "spectral norm by a hook": lambda m: torch.nn.utils.spectral_norm(m[0]),
+    "a cache that is no leaf": cached,
+    "a generator": generator,
+}
+
+
+@pytest.mark.parametrize("name", UNCOPIED)
+@pytest.mark.parametrize("options", [{}, DATA], ids=["loss", "influence"])
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
+def test_models_that_cannot_be_copied_are_followed(name, options):
+    model = small()
+    UNCOPIED[name](model)
+    model(X)  # what a forward pass leaves behind
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    assert SteeredDraws(model, warmup=0, period=1, **options)(X, Y).shape == X.shape
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model.training
+
+
+class Writing(nn.Module):
+    """A model that writes to what it is given."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.model, self.write = small(), write
+
+    def forward(self, images):
+        self.write(images)
+        return self.model(images)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda x: x.clamp_(0.4, 0.6), lambda x: x.sub_(0.5).div_(0.2), lambda x: x[:, 0].zero_()]
+)
+@pytest.mark.parametrize("options", [{}, DATA], ids=["loss", "influence"])
+def test_a_model_that_writes_to_its_images_gets_copies(write, options):
+    images = X.clone()
+    out = SteeredDraws(Writing(write), warmup=0, period=1, **options)(images, Y)
+    assert torch.equal(images, X)
+    assert (out == X).flatten(1).all(1).sum() == 16  # those that are not augmented
+    assert all(torch.equal(a, b) for a, b in zip(TRAIN.tensors, photos(1), strict=True))
+
+
+def test_a_zero_gradient_of_one_batch_is_told():
+    model = nn.Sequential(nn.Hardtanh(2, 3), small())
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        SteeredDraws(model, warmup=0, period=1)(X, Y)
+    assert sum("zero for a whole batch" in str(w.message) for w in seen) == 1
+
+
+def test_the_dtype_of_a_model_is_that_of_its_first_floating_parameter():
+    assert Reader(small().bfloat16()).dtype == torch.bfloat16
+    assert Reader(nn.Identity()).dtype == torch.float32
