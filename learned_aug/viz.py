@@ -314,6 +314,33 @@ def influence_scatter(predicted: Tensor, actual: Tensor, *, what: str = "change 
     return figure
 
 
+def interval_chart(rows: Mapping[str, Sequence[float]], margins: Mapping[str, float], *, what: str) -> Figure:
+    """Draw a mean with its interval for each row, and the single values beside it.
+
+    Args:
+        rows: name to values, at least one each.
+        margins: name to half the width of the mean's interval; NaN draws none.
+        what: label of the axis.
+
+    Raises:
+        ImportError: without matplotlib, the extra "viz".
+    """
+    figure = _figure("interval_chart", 7.0, 1.1 + 0.3 * len(rows))
+    axis = figure.subplots()
+    for place, (name, values) in enumerate(rows.items()):
+        mean, margin = sum(values) / len(values), margins[name]
+        axis.plot(values, [place] * len(values), ".", color="C0", alpha=0.4)
+        if math.isfinite(margin):
+            axis.errorbar(mean, place, xerr=margin, color="C0", capsize=3)
+        axis.plot(mean, place, "o", color="C0")
+    axis.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel(what, fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.grid(axis="x", alpha=0.3)
+    return figure
+
+
 def _figure(name: str, width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure

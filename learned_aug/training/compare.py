@@ -210,7 +210,7 @@ class _Task:
             model = self.make_model()
 
             def watch(event: Event) -> None:
-                if event.step > event.total - max(1, event.total // 10):
+                if "accuracy" in event.metrics and event.step > event.total - max(1, event.total // 10):
                     right.append(event.metrics["accuracy"])
                 if event.step == max(1, event.total // 2):
                     half.append(evaluate(model, self.test)[0])
@@ -237,7 +237,7 @@ class _Task:
             )
         networks = next((part.augmenter for part in parts(augment) if hasattr(part, "augmenter")), None)
         seconds = time.perf_counter() - started
-        accuracy = sum(right) / len(right)
+        accuracy = sum(right) / len(right) if right else math.nan
         return (
             Training(
                 arm=arm, seed=seed, error=error, loss=loss, half_error=half[0], accuracy=accuracy, seconds=seconds

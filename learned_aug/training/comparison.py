@@ -27,7 +27,8 @@ class Training:
         error: share of the test images that are wrong.
         loss: mean cross-entropy there, nats.
         half_error: that share after half of the steps.
-        accuracy: share of the augmented training images that were right over the last tenth of the steps.
+        accuracy: share of the augmented training images that were right over the last tenth of the steps; NaN where all
+            labels are soft.
         seconds: wall-clock time, all that the arm needs included.
     """
 
@@ -106,18 +107,20 @@ class Comparison:
 
     @property
     def too_short(self) -> list[str]:
-        """Arms that a schedule of twice the length might put first.
+        """Arms behind the best one that a longer schedule might put first.
 
-        Those that have not fitted their augmented images, and whose distance to the best arm fell from half of the
-        schedule to its end so fast that the same fall once more would close it.
+        Those whose distance to it fell from half of the schedule to its end so fast that the same fall twice more would
+        close it, or that are wrong on more of their augmented training images than of the test images; but for those
+        that have fitted their images.
         """
         best, found = self.best, []
         errors, half, accuracy = self.errors, self.values("half_error"), self.values("accuracy")
         for arm in self.arms:
-            behind = statistics.mean(errors[arm]) - statistics.mean(errors[best])
-            before = statistics.mean(half[arm]) - statistics.mean(half[best])
-            falls = before - behind
-            if arm != best and falls > max(behind, NOTICED) and statistics.mean(accuracy[arm]) < FITTED:
+            right, error = statistics.mean(accuracy[arm]), statistics.mean(errors[arm])
+            behind = error - statistics.mean(errors[best])
+            falls = statistics.mean(half[arm]) - statistics.mean(half[best]) - behind
+            closes = falls > max(behind / 2, NOTICED)
+            if behind > NOTICED and not right >= FITTED and (closes or right < 1 - error):
                 found.append(arm)
         return found
 
@@ -134,10 +137,11 @@ class Comparison:
         accuracy = self.values("accuracy")
         width = max(map(len, errors))
         head = f"error minus {first!r}, points (95 %)"
-        lines = [f"{'':{width}}  error %          loss    s each  fitted %  {head:36}  p"]
+        lines = [f"{'':{width}}  error %          loss    s each    fitted  {head:36}  p"]
         for arm in self.arms:
             line = f"{arm:{width}}  {_percent(errors[arm])}  {statistics.mean(losses[arm]):6.4f}"
-            line += f"  {statistics.mean(seconds[arm]):7.1f}  {100 * statistics.mean(accuracy[arm]):8.1f}"
+            fitted = statistics.mean(accuracy[arm])
+            line += f"  {statistics.mean(seconds[arm]):7.1f}  " + ("       -" if math.isnan(fitted) else f"{fitted:8.1%}")
             if arm != first:
                 d = self.difference(arm)
                 line += f"  {100 * d.mean:+6.2f}"
@@ -151,15 +155,12 @@ class Comparison:
         if count == 1:
             notes = ["One seed: no interval, differences may be chance; add seeds."]
         else:
-            notes = [
-                f"{count} seeds; +- is the standard deviation, p that of all flips of signs, at least {2 ** (1 - count):.2g} "
-                "here."
-            ]
+            least = 2.0 ** (1 - count)
+            notes = [f"{count} seeds; +- is the standard deviation; p, over all flips of signs, is at least {least:.2g}."]
         if short := self.too_short:
-            names = ", ".join(map(repr, short))
             notes.append(
-                f"Too short to rank strong augmentation: {names} caught up with {self.best!r} fast in the second half of "
-                "the schedule; train for longer."
+                f"The schedule is too short to rank strong augmentation: {', '.join(short)} may overtake {self.best} with "
+                "more steps."
             )
         return notes
 

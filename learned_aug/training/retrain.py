@@ -73,7 +73,7 @@ def retrain(
             a function. Other transforms of torchvision are drawn for each image. None trains on the baseline alone.
         baseline: augmentation of single images (C, H, W), before `augment`.
         seed: seed of the order of a Dataset's samples, and of what its transforms and `baseline` draw.
-        on_event: gets "retrain" events: loss (nats) and accuracy (share) on the augmented batch.
+        on_event: gets "retrain" events: loss (nats) and, without soft labels, accuracy (share) on the augmented batch.
 
     Raises:
         ValueError: if `augment` is for another model, changes the shape of a batch, or labels do not fit.
@@ -113,9 +113,10 @@ def retrain(
         optimizer.step()
         schedule.step()
         if on_event is not None:
-            target = labels.argmax(1) if labels.ndim == 2 else labels
-            accuracy = float((logits.detach().argmax(1) == target).double().mean())
-            on_event(Event("retrain", step + 1, config.steps, {"loss": float(loss.detach()), "accuracy": accuracy}))
+            metrics = {"loss": float(loss.detach())}
+            if labels.ndim == 1:
+                metrics["accuracy"] = float((logits.detach().argmax(1) == labels).double().mean())
+            on_event(Event("retrain", step + 1, config.steps, metrics))
     model.eval()
 
 
