@@ -24,7 +24,15 @@ from learned_aug.runtime.events import Event
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["corrected_samples", "diversity_grid", "fit_curves", "flow_colors", "influence_scatter", "tau_traversal"]
+__all__ = [
+    "corrected_samples",
+    "diversity_grid",
+    "fit_curves",
+    "flow_colors",
+    "influence_scatter",
+    "interval_chart",
+    "tau_traversal",
+]
 
 GAP = 2  # pixels between two cells
 LABEL_WIDTH = 104  # pixels, of the column that names the rows

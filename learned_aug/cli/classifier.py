@@ -58,7 +58,10 @@ def build_model(name: str, classes: int, channels: int = 3) -> nn.Module:
         return all_conv(channels=channels, classes=classes)
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise ValueError(f"torchvision has no classifier {name!r}; it has {', '.join(known)}; timm's are timm:NAME, and cnn4 is a small one for 28 px")
+        raise ValueError(
+            f"torchvision has no classifier {name!r}; it has {', '.join(known)}; timm's are timm:NAME, "
+            "and cnn4 is a small one for 28 px"
+        )
     # init_weights: torch's own first weights, which take no minute to draw.
     plain = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
     model = torchvision.models.get_model(name, num_classes=classes, **plain)

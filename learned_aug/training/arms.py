@@ -119,8 +119,8 @@ ARMS: dict[str, Callable[[Setting], Augment | None]] = {
     "fitted": _fitted,
 }
 """Ready-made arms. Policies and Cutout work on every image, each with its own draw; ours on half of each batch; Mixup
-(alpha 1) on every batch and CutMix (alpha 1) on every second, as their authors do on CIFAR-10. AutoAugment is its policy
-of CIFAR-10 for images of up to 64 pixels, that of ImageNet above; AugMix is without its consistency loss."""
+(alpha 1) on every batch and CutMix (alpha 1) on every second, as their authors do on CIFAR-10. AutoAugment is its
+policy of CIFAR-10 for images of up to 64 pixels, that of ImageNet above; AugMix is without its consistency loss."""
 
 READS_VAL = ("steered-influence", "chosen-influence", "fitted")
 CONTROL = "steered, train + val"
@@ -191,12 +191,8 @@ def _names(arm: str) -> list[str]:
 def _image(setting: Setting) -> Tensor:
     """Return an image of the training data, (C, H, W)."""
     data = setting.train
-    image: Tensor
-    if isinstance(data, DataLoader):
-        image = as_pair(next(iter(data)), "train")[0][0]
-    else:
-        image = as_pair(data[0], "train")[0]
-    return torch.as_tensor(image)
+    source = as_pair(next(iter(data)), "train")[0] if isinstance(data, DataLoader) else [as_pair(data[0], "train")[0]]
+    return torch.as_tensor(source[0])
 
 
 def _numbers(values: float | Sequence[float] | None, default: float) -> tuple[float, ...]:

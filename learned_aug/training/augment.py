@@ -1,4 +1,4 @@
-"""Augmentations of batches in one form: what users pass is called on images and labels, image by image where it must be.
+"""Augmentations of batches in one form: what users pass is called on a batch, image by image where it must be.
 
 An augmentation takes a batch of images, or images and labels, and returns images, or images with soft labels.
 """

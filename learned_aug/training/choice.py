@@ -69,7 +69,7 @@ class DrawChoice:
     def __init__(
         self,
         model: nn.Module,
-        sources: Augment | None | Sequence[Augment | None] | Mapping[str, Augment | None],
+        sources: Augment | Sequence[Augment | None] | Mapping[str, Augment | None] | None,
         *,
         shares: Sequence[float] | None = None,
         draws: int = 2,
@@ -143,7 +143,11 @@ class DrawChoice:
         return self.tally.transform(self.sources, self.recorders)
 
     def _candidates(self, images: Tensor, labels: Tensor, source: Tensor) -> tuple[Tensor, list[Any]]:
-        """Draw all candidates, (draws * B, C, H, W), each from its source; and a policy's operations of each."""
+        """Draw all candidates, (draws * B, C, H, W), each from its source; and a policy's operations of each.
+
+        Raises:
+            ValueError: if a source changes shapes, dtypes or labels.
+        """
         drawn = images.repeat(self.draws, 1, 1, 1)
         repeated = labels.repeat(self.draws, *[1] * (labels.ndim - 1))
         operations: list[Any] = [()] * len(drawn)
@@ -153,7 +157,11 @@ class DrawChoice:
                 continue
             where = places.to(images.device)
             part, kept = applied(draw, drawn[where], repeated[where])
-            if part.dtype != images.dtype or kept.shape != repeated[where].shape or bool((kept != repeated[where]).any()):
+            if (
+                part.dtype != images.dtype
+                or kept.shape != repeated[where].shape
+                or bool((kept != repeated[where]).any())
+            ):
                 raise ValueError(
                     f"source {name!r} must keep the dtype of images and the labels, {images.dtype}, got {part.dtype}"
                     "; sources that mix images belong after the choice: A+Mixup in a comparison"
@@ -199,7 +207,12 @@ def _shares(shares: Sequence[float] | None, count: int) -> Tensor:
         ValueError: if they do not fit.
     """
     given = torch.tensor([1.0] * count if shares is None else list(shares), dtype=torch.float64)
-    if len(given) != count or not bool((given >= 0).all()) or not math.isfinite(total := float(given.sum())) or not total:
+    if (
+        len(given) != count
+        or not bool((given >= 0).all())
+        or not math.isfinite(total := float(given.sum()))
+        or not total
+    ):
         raise ValueError(
             f"shares must be {count} finite numbers >= 0, one for each source, with a sum above 0, got {shares}; leave "
             "them out for equal ones"

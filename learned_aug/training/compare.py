@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context, parent_process
-from pathlib import Path
+from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import Any
 
@@ -56,7 +56,8 @@ def compare(
 ) -> Comparison:
     """Train fresh classifiers with each augmentation, and evaluate them on images held out.
 
-        result = learned_aug.compare(make_model, train, test, ["baseline", "TrivialAugmentWide", "steered"], seeds=range(5))
+        arms = ["baseline", "TrivialAugmentWide", "steered"]
+        result = learned_aug.compare(make_model, train, test, arms, seeds=range(6))
         print(result)
 
     All arms of a seed share the first weights, if `make_model` draws them from torch's global generator, the order of
@@ -85,8 +86,8 @@ def compare(
             seeds or arms; it also keeps the augmenters of each arm's first seed, where it has any.
         jobs: processes of this machine that share the trainings; all that is passed is then pickled.
         progress: show progress with the time left, and a table after each seed, on standard error.
-        on_event: gets "trainings" events, one for each that is finished; with one job also those of :func:`retrain`, the
-            arm in their stage: "retrain: steered".
+        on_event: gets "trainings" events, one for each that is finished; with one job also those of :func:`retrain`,
+            the arm in their stage: "retrain: steered".
 
     Raises:
         ValueError: if there is no arm or no seed, an arm is unknown or returns other shapes or labels, `make_model`
@@ -101,9 +102,7 @@ def compare(
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     todo = [(arm, seed) for seed in dict.fromkeys(map(int, seeds)) for arm in task.arms]
     with Ledger(checkpoint_dir, {} if checkpoint_dir is None else task.settings()) as ledger, ProgressBars() as bars:
-        done = {
-            job: kept for job in todo if (kept := ledger.read(*job, describe(task.arms[job[0]]))) is not None
-        }
+        done = {job: kept for job in todo if (kept := ledger.read(*job, describe(task.arms[job[0]]))) is not None}
         listeners = ([bars] if progress else []) + ([on_event] if on_event is not None else [])
         show = _Progress(listeners, todo, done, steps=jobs == 1)
         told = {seed for _, seed in todo if all((arm, seed) in done for arm in task.arms)}
@@ -116,7 +115,7 @@ def compare(
             show.finished(training)
             if training.seed not in told and all((arm, training.seed) in done for arm in task.arms):
                 told.add(training.seed)
-                if progress:
+                if progress and len(done) < len(todo):  # the last table is the caller's to show
                     bars.close()
                     tqdm.write(f"\n{_ordered(todo, done)}\n", file=sys.stderr)
     return _ordered(todo, done)
@@ -249,7 +248,13 @@ class _Task:
 def _trained(
     task: _Task, jobs: list[Job], processes: int, show: _Progress
 ) -> Iterator[tuple[Training, Augmenter | None]]:
-    """Yield the results of all trainings as they end, in this process or in several."""
+    """Yield the results of all trainings as they end, in this process or in several.
+
+    Raises:
+        ValueError: if what several processes need cannot be pickled.
+        AttributeError: whatever else a training raises.
+        TypeError: likewise.
+    """
     if processes <= 1:
         for job in jobs:
             yield task.run(job, show.of(job))
@@ -281,7 +286,12 @@ def _start(task: _Task, threads: int) -> None:
     torch.set_num_threads(threads)
     parent = parent_process()
     if parent is not None:
-        Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _work(job: Job) -> tuple[Training, Augmenter | None]:
@@ -300,7 +310,9 @@ class _Progress:
         """Return what tells the events of a training."""
         new = self.done - self.before
         left = (time.perf_counter() - self.started) / max(1, new) * (self.total - self.done)
-        what = f"training {self.done + 1}/{self.total}, {job[0]}, seed {job[1]}" + (f", {_time(left)} left" if new else "")
+        what = f"training {self.done + 1}/{self.total}, {job[0]}, seed {job[1]}" + (
+            f", {_time(left)} left" if new else ""
+        )
 
         def tell(event: Event) -> None:
             for listener in self.listeners:

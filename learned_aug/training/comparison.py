@@ -141,7 +141,9 @@ class Comparison:
         for arm in self.arms:
             line = f"{arm:{width}}  {_percent(errors[arm])}  {statistics.mean(losses[arm]):6.4f}"
             fitted = statistics.mean(accuracy[arm])
-            line += f"  {statistics.mean(seconds[arm]):7.1f}  " + ("       -" if math.isnan(fitted) else f"{fitted:8.1%}")
+            line += f"  {statistics.mean(seconds[arm]):7.1f}  " + (
+                "       -" if math.isnan(fitted) else f"{fitted:8.1%}"
+            )
             if arm != first:
                 d = self.difference(arm)
                 line += f"  {100 * d.mean:+6.2f}"
@@ -156,11 +158,13 @@ class Comparison:
             notes = ["One seed: no interval, differences may be chance; add seeds."]
         else:
             least = 2.0 ** (1 - count)
-            notes = [f"{count} seeds; +- is the standard deviation; p, over all flips of signs, is at least {least:.2g}."]
+            notes = [
+                f"{count} seeds; +- is the standard deviation; p, over all flips of signs, is at least {least:.2g}."
+            ]
         if short := self.too_short:
             notes.append(
-                f"The schedule is too short to rank strong augmentation: {', '.join(short)} may overtake {self.best} with "
-                "more steps."
+                f"The schedule is too short to rank strong augmentation: {', '.join(short)} may overtake {self.best} "
+                "with more steps."
             )
         return notes
 

@@ -61,8 +61,8 @@ class Ledger:
             changes = "; ".join(f"{n} was {saved.get(n, 'not set')}, is {now.get(n, 'not set')}" for n in names)
             self.close()
             raise ValueError(
-                f"the trainings in {self.folder} must be of these settings, got others: {changes}; call with what it was "
-                "to go on, or give another folder"
+                f"the trainings in {self.folder} must be of these settings, got others: {changes}; call with what it "
+                "was to go on, or give another folder"
             )
         if now.keys() - saved.keys():
             assert self.folder is not None
@@ -84,7 +84,8 @@ class Ledger:
         kept = json.loads(path.read_bytes())
         if kept["what"] != what:
             raise ValueError(
-                f"the arm {arm!r} in {self.folder} was {kept['what']}, is {what}; give it another name, or another folder"
+                f"the arm {arm!r} in {self.folder} must be the same, was {kept['what']}, is {what}; give it another "
+                "name, or give another folder"
             )
         return Training(**kept["training"])
 

@@ -155,7 +155,10 @@ class Tally:
             raise ValueError("nothing was chosen yet: call transform() after some batches")
         weights = {name: self._weights(name) for name in recorders}
         made = [_plain(name, sources[name], weights.get(name)) for name in self.sources]
-        return made[0] if len(made) == 1 else v2.RandomChoice(made, p=list(self.shares.values()))
+        if len(made) == 1:
+            return made[0]
+        out: nn.Module = v2.RandomChoice(made, p=list(self.shares.values()))
+        return out
 
     def _weights(self, source: str) -> dict[str, dict[str, float]]:
         """By operation and level: the share of its candidates that were chosen, over that of all."""
@@ -180,11 +183,12 @@ class _Weighted:
         levels = self.weights.get(name, {})
 
         def weighted(bins: int, height: int, width: int) -> Tensor | None:
-            values = magnitudes(bins, height, width)
+            values: Tensor | None = magnitudes(bins, height, width)
             if values is None or len(levels) < 2:
                 return values
             odds = torch.tensor([levels.get(LEVELS[min(2, 3 * k // len(values))], 1.0) for k in range(len(values))])
-            return values[torch.multinomial(odds, len(values), replacement=True)]
+            picked: Tensor = values[torch.multinomial(odds, len(values), replacement=True)]
+            return picked
 
         return name, (weighted, signed)
 
@@ -219,10 +223,11 @@ def _plain(name: str, source: Any, weights: dict[str, dict[str, float]] | None) 
     Raises:
         ValueError: if it cannot be one.
     """
-    if source is None:
-        return v2.Identity()
     if isinstance(source, SteeredDraws):
         source = source.augmenter
+    identity: nn.Module = v2.Identity()
+    if source is None:
+        return identity
     if isinstance(source, Augmenter):
         return LearnedAugment(source)
     if weights is not None:
