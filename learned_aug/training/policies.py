@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,10 @@ from learned_aug.augmenter import Augmenter
 from learned_aug.training.augment import Augment
 from learned_aug.training.steer import SteeredDraws
 from learned_aug.transform import LearnedAugment
+from learned_aug.viz import interval_chart
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Recorder", "Tally", "WeightedRandAugment", "WeightedTrivialAugment"]
 
@@ -144,6 +148,19 @@ class Tally:
         for name, (offers, share, margin) in rates.items():
             lines.append(f"{name:{width}}  {offers:8,}  {100 * share:5.1f} +- {100 * margin:.1f}")
         return "\n".join(lines)
+
+    def figure(self) -> Figure:
+        """Draw the share of their candidates that was chosen, by source and by operation of a policy.
+
+        Raises:
+            ImportError: without matplotlib, the extra "viz".
+        """
+        rates = self.rates()
+        return interval_chart(
+            {name: [100 * share] for name, (_, share, _) in rates.items()},
+            {name: 100 * margin for name, (_, _, margin) in rates.items()},
+            what="chosen of the candidates offered, %",
+        )
 
     def transform(self, sources: Mapping[str, Augment | None], recorders: Mapping[str, Recorder]) -> nn.Module:
         """Return a transform for single images that draws each source as often as it was chosen.

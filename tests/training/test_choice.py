@@ -95,6 +95,8 @@ def test_the_tally_says_what_was_chosen_by_class_and_over_time(model, batch, by_
     assert 0.15 < share < 0.35
     assert 0 < margin < 0.1
     assert "bright" in str(choice.tally)
+    (axis,) = choice.tally.figure().axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["dark", "bright"]
 
 
 def test_shares_are_the_probability_of_a_source(model, batch):
