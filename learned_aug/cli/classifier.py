@@ -60,7 +60,7 @@ def build_model(name: str, classes: int, channels: int = 3) -> nn.Module:
     if name not in known:
         raise ValueError(
             f"torchvision has no classifier {name!r}; it has {', '.join(known)}; timm's are timm:NAME, "
-            "and cnn4 is a small one for 28 px"
+            "and cnn4 is a small one for 28 or 32 px"
         )
     # init_weights: torch's own first weights, which take no minute to draw.
     plain = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}

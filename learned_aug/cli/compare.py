@@ -2,7 +2,7 @@
 
 DIR holds train/, val/ and test/, each with a folder of images for each class; --val 0.1 holds out a share of train/
 where there is no val/. The classifier is one of torchvision (resnet18), of timm (timm:resnet18), or cnn4, a small one
-for 28 px. All arms share the first weights of a seed, the order of the images and the --baseline augmentation.
+for 28 or 32 px. All arms share the first weights of a seed, the order of the images and the --baseline augmentation.
 
   learned-aug compare --model resnet18 --data DIR --out my-comparison --seeds 3
   learned-aug compare --model cnn4 --size 28 --gray --baseline crop --data DIR --out my-comparison \\

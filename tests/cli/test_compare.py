@@ -35,7 +35,8 @@ def test_compare_leaves_table_trainings_and_picture(compared):
     ]
     assert all(0 <= float(row["error"]) <= 1 for row in rows(compared))
     assert "2 seeds" in (compared / "compare.txt").read_text()
-    assert PIL.Image.open(compared / "compare.png").width == 700
+    with PIL.Image.open(compared / "compare.png") as picture:
+        assert picture.width == 700
 
 
 def test_more_seeds_and_arms_are_added_without_repeating_what_is_there(compared, images, tmp_path, capsys):
@@ -74,6 +75,6 @@ def test_what_cannot_be_compared_is_said_in_one_line(some, compared, images, tmp
     assert "arms must be of baseline, TrivialAugmentWide" in refused("--arms", "magic")
     assert "--seeds must be at least 1" in refused("--seeds", "0")
     assert "config.steps was 4, is 5" in refused("--steps", "5", "--arms", "baseline", out=compared)
-    assert "cnn4 does not take images of 1 x 32 x 32" in refused("--size", "32")
+    assert "cnn4 does not take images of 1 x 64 x 64" in refused("--size", "64")
     shutil.rmtree(some / "test")
     assert "has no test/, on which arms are compared" in refused(data=some)

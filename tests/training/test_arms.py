@@ -1,5 +1,7 @@
 """Ready-made arms, and augmentations in one form."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torchvision.transforms import v2
@@ -60,7 +62,9 @@ def test_fitted_trains_its_classifier_and_draws_from_what_was_fitted_to_it(setti
     seen = []
     real = ready.fit
     monkeypatch.setattr(ready, "retrain", lambda classifier, *_, **__: seen.append(classifier))
-    monkeypatch.setattr(ready, "fit", lambda *a, **kw: seen.append(real(*a, **kw, config=tiny)) or seen[-1])
+    monkeypatch.setattr(
+        ready, "fit", lambda *a, **kw: seen.append(real(*a, **kw, config=replace(tiny, pretrain=None))) or seen[-1]
+    )
     augment = build("fitted", setting)
     assert seen[0] is model
     assert augment.augmenter is seen[1].augmenter
@@ -97,7 +101,7 @@ def test_arms_go_one_after_the_other(setting, batch):
 
 
 def test_steering_and_choice_take_soft_labels(setting, model, data):
-    for arm in ("Mixup+steered", "steered+Mixup", "CutMix+TrivialAugmentWide"):
+    for arm in ("Mixup+steered", "steered+Mixup", "CutMix+TrivialAugmentWide", "Mixup+chosen-influence"):
         losses = []
         retrain(
             model,

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 
 from learned_aug.digits import all_conv, digits
-from learned_aug.training import compare as module
 from learned_aug.training.arms import CONTROL, each
 from learned_aug.training.compare import compare
 from learned_aug.training.comparison import Comparison, Training, difference
@@ -22,6 +21,7 @@ from learned_aug.training.retrain import RetrainConfig
 from learned_aug.training.steer import SteeredDraws
 
 SHORT = RetrainConfig(steps=3)
+module = sys.modules["learned_aug.training.compare"]  # the package's attribute of that name is the function
 
 
 def fresh():
