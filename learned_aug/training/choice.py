@@ -138,7 +138,7 @@ class DrawChoice:
         A source is drawn as often as it was chosen, an operation and the size of its magnitude likewise.
 
         Raises:
-            ValueError: if a source is a function of batches, or nothing was chosen yet.
+            ValueError: if a source is a function of batches, or no batch came yet.
         """
         return self.tally.transform(self.sources, self.recorders)
 

@@ -166,10 +166,10 @@ class Tally:
         """Return a transform for single images that draws each source as often as it was chosen.
 
         Raises:
-            ValueError: if a source cannot be drawn without its batch, or nothing was chosen yet.
+            ValueError: if a source cannot be drawn without its batch, or no batch came yet.
         """
         if not self.chosen:
-            raise ValueError("nothing was chosen yet: call transform() after some batches")
+            raise ValueError("transform() must come after some batches, got none; call the choice on them first")
         weights = {name: self._weights(name) for name in recorders}
         made = [_plain(name, sources[name], weights.get(name)) for name in self.sources]
         if len(made) == 1:

@@ -158,7 +158,7 @@ def test_what_was_found_is_a_plain_transform_that_draws_accordingly(model, batch
 
 def test_a_single_source_is_exported_alone(model, batch, augmenter):
     choice = DrawChoice(model, augmenter)
-    with pytest.raises(ValueError, match="nothing was chosen yet"):
+    with pytest.raises(ValueError, match="must come after some batches"):
         choice.transform()
     choice(*batch)
     assert isinstance(choice.transform(), LearnedAugment)
