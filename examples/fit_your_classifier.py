@@ -74,13 +74,13 @@ def main(arguments: list[str] | None = None) -> Comparison:
     print(result)  # strength, diversity and predicted effect of each stage
 
     arms = {
-        "crop": lambda model: None,
-        "crop, untrained control": lambda model: result.prior,
-        "crop, fitted": lambda model: result.augmenter,
+        "crop": None,
+        "crop, untrained control": result.prior,
+        "crop, fitted": result.augmenter,
         "crop, steered": lambda model: SteeredDraws(model, augmenter=result.prior),  # to a higher loss
     }
     seeds = range(args.trainings)
-    compared = compare(fresh, data["train"], data["test"], arms, schedule, baseline=crop, seeds=seeds)
+    compared = compare(fresh, data["train"], data["test"], arms, config=schedule, baseline=crop, seeds=seeds)
     print(compared)
     result.augmenter.save_pretrained(args.out)
     print(f'Use it with LearnedAugment.from_pretrained(pathlib.Path("{args.out}"))')

@@ -24,7 +24,15 @@ from learned_aug.runtime.events import Event
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["corrected_samples", "diversity_grid", "fit_curves", "flow_colors", "influence_scatter", "tau_traversal"]
+__all__ = [
+    "corrected_samples",
+    "diversity_grid",
+    "fit_curves",
+    "flow_colors",
+    "influence_scatter",
+    "interval_chart",
+    "tau_traversal",
+]
 
 GAP = 2  # pixels between two cells
 LABEL_WIDTH = 104  # pixels, of the column that names the rows
@@ -311,6 +319,33 @@ def influence_scatter(predicted: Tensor, actual: Tensor, *, what: str = "change 
     axis.set(xlabel=f"predicted {what}, 1e{exponent} nats", ylabel=f"after refitting, 1e{exponent} nats")
     axis.set_title(f"n = {len(x)}, Pearson {pearson:.4f}, slope {slope:.3f}", fontsize=10)
     axis.legend(fontsize=8)
+    return figure
+
+
+def interval_chart(rows: Mapping[str, Sequence[float]], margins: Mapping[str, float], *, what: str) -> Figure:
+    """Draw a mean with its interval for each row, and the single values beside it.
+
+    Args:
+        rows: name to values, at least one each.
+        margins: name to half the width of the mean's interval; NaN draws none.
+        what: label of the axis.
+
+    Raises:
+        ImportError: without matplotlib, the extra "viz".
+    """
+    figure = _figure("interval_chart", 7.0, 1.1 + 0.3 * len(rows))
+    axis = figure.subplots()
+    for place, (name, values) in enumerate(rows.items()):
+        mean, margin = sum(values) / len(values), margins[name]
+        axis.plot(values, [place] * len(values), ".", color="C0", alpha=0.4)
+        if math.isfinite(margin):
+            axis.errorbar(mean, place, xerr=margin, color="C0", capsize=3)
+        axis.plot(mean, place, "o", color="C0")
+    axis.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel(what, fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.grid(axis="x", alpha=0.3)
     return figure
 
 

@@ -16,6 +16,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from learned_aug.digits import all_conv
 from learned_aug.training.reader import first_tensor
 
 __all__ = ["build_model", "check_model", "load_checkpoint"]
@@ -30,7 +31,7 @@ DEPTH = 3  # of dictionaries in a checkpoint
 
 
 def build_model(name: str, classes: int, channels: int = 3) -> nn.Module:
-    """Build a fresh classifier of torchvision, such as "resnet18", or of timm, as "timm:resnet18".
+    """Build a fresh classifier of torchvision, such as "resnet18", of timm, as "timm:resnet18", or the demo's "cnn4".
 
     Those of torchvision with auxiliary heads, googlenet and inception_v3, are built without them.
 
@@ -53,9 +54,14 @@ def build_model(name: str, classes: int, channels: int = 3) -> nn.Module:
         except RuntimeError as error:
             raise ValueError(f"timm has no classifier {name!r} ({error}); see timm.list_models()") from error
         return model
+    if name == "cnn4":
+        return all_conv(channels=channels, classes=classes)
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise ValueError(f"torchvision has no classifier {name!r}; it has {', '.join(known)}; timm's are timm:NAME")
+        raise ValueError(
+            f"torchvision has no classifier {name!r}; it has {', '.join(known)}; timm's are timm:NAME, "
+            "and cnn4 is a small one for 28 or 32 px"
+        )
     # init_weights: torch's own first weights, which take no minute to draw.
     plain = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
     model = torchvision.models.get_model(name, num_classes=classes, **plain)

@@ -23,6 +23,7 @@ WORKER = "DataLoader worker process"  # in the text of errors that torch brings 
 COMMANDS = {
     "demo": "the whole method on real digits that come with the package, one to three minutes on a CPU",
     "fit": "fit an augmenter to your classifier on folders of images",
+    "compare": "train fresh classifiers with several augmentations on folders of images, paired by seed",
     "preview": "draw what an augmenter does to your images",
     "push": "publish an augmenter on the Hugging Face Hub",
     "list": "list the pretrained weights of this release",
@@ -32,6 +33,7 @@ ABOUT = """Augmentation networks fitted to your own classifier by influence func
 
   learned-aug demo
   learned-aug fit --model resnet18 --weights resnet18.pt --data DIR --out my-aug
+  learned-aug compare --model resnet18 --data DIR --out my-comparison --seeds 3
   learned-aug preview ./my-aug/augmenter photo.jpg --out grid.png
   learned-aug push my-aug/augmenter me/my-aug
 

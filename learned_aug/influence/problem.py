@@ -52,8 +52,10 @@ def residuals(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> T
 
 
 def targets(labels: Tensor, like: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """y, one-hot labels smoothed as torch's cross-entropy does, of shape (B, K) and dtype of `like`."""
+    """y, one-hot or soft labels smoothed as torch's cross-entropy does, of shape (B, K) and dtype of `like`."""
     smooth = label_smoothing / like.shape[1]
+    if labels.ndim == 2:
+        return labels.to(like.dtype) * (1 - label_smoothing) + smooth
     return torch.full_like(like, smooth).scatter_(1, labels[:, None], 1 - label_smoothing + smooth)
 
 

@@ -2,7 +2,8 @@
 
 from learned_aug.training.arms import ARMS, each
 from learned_aug.training.choice import DrawChoice
-from learned_aug.training.compare import Comparison, compare
+from learned_aug.training.compare import compare
+from learned_aug.training.comparison import Comparison, Difference, Training
 from learned_aug.training.curves import StrengthCurves, strength_curves
 from learned_aug.training.retrain import RetrainConfig, evaluate, retrain
 from learned_aug.training.steer import SteeredDraws
@@ -10,10 +11,12 @@ from learned_aug.training.steer import SteeredDraws
 __all__ = [
     "ARMS",
     "Comparison",
+    "Difference",
     "DrawChoice",
     "RetrainConfig",
     "SteeredDraws",
     "StrengthCurves",
+    "Training",
     "compare",
     "each",
     "evaluate",

@@ -1,41 +1,66 @@
-"""DrawChoice: the best of a few draws, judged by the classifier as it stands while it is trained."""
+"""DrawChoice: the best of a few draws from any augmentations, judged by the classifier while it is trained."""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from learned_aug.augmenter import Augmenter
 from learned_aug.influence.s_val import InfluenceConfig
 from learned_aug.runtime.data import Data
+from learned_aug.runtime.distributed import rank
+from learned_aug.runtime.rng import generator
+from learned_aug.training.augment import Augment, applied, batched
+from learned_aug.training.policies import Recorder, Tally
 from learned_aug.training.reader import Loss, Reader
 
 __all__ = ["DrawChoice"]
 
 
 class DrawChoice:
-    """Augments each image by the best of `draws` fresh draws: the one whose influence predicts the lowest loss.
+    """Augments each image by the best of a few candidates, drawn from any augmentations.
 
-    Moving E and G along the influence ends in one warp for all, because the influence is linear in the distribution q
-    of the draws. The form that keeps them diverse, min_q E_q[I] + beta KL(q || prior), has the answer
-    q ~ prior exp(-I / beta); the best of a few draws from the prior is its hard limit.
+        choice = DrawChoice(model, {"ours": augmenter, "policy": v2.TrivialAugmentWide()}, train=train, val=val)
+        for images, labels in loader:
+            images = choice(images, labels)
+            ...  # your training step
+        print(choice.tally)  # what helped here
+        transform = choice.transform()
+
+    With `val` the best is the candidate whose influence predicts the lowest loss there; otherwise the hardest of those
+    that the classifier still recognizes: loss times a power of the probability of the label, so that a draw that
+    destroys the label is not taken. The best of a few draws of a prior is the hard limit of the distribution
+    q ~ prior exp(-I / beta), which minimizes E_q[I] + beta KL(q || prior).
 
     The classifier is read in eval mode, as it stands. s_val is solved anew every `every` calls, which reads all of
-    `train` and `val`: for large sets raise it. A call is a forward pass for each draw.
+    `train` and `val`: for large sets raise it. A call is a forward pass for each candidate.
 
     Args:
         model: the classifier in training.
-        augmenter: the networks to draw from, such as those of :func:`learned_aug.prior`.
-        by: "influence", which needs both data sets; or "loss", the hardest draw.
+        sources: augmentations to draw from, by name, as a sequence, or one alone: Augmenters, :class:`SteeredDraws`
+            with ``share=1``, transforms of torchvision (drawn for each image), functions of batches, or None for the
+            image as it is.
+        shares: probability with which a candidate comes from each source, in their order; equal by default.
+        draws: candidates for each image, at least 1.
+        by: "influence", which needs `train` and `val`, or "loss"; by default "influence" where `val` is given.
         train: (image, label) pairs without augmentation, for "influence".
         val: the hyper-validation set, for "influence"; errors on it are no longer honest, for the choice follows it.
-        draws: candidates for each image, at least 1.
-        every: calls between two solutions of s_val.
+        every: calls between two solutions of s_val, and between two points of the tally's curve.
+        gate: power of the probability of the label, for "loss"; 0 takes the hardest.
         loss: from the model's output and the labels to one loss per sample, (B,); by default the cross-entropy.
         config: settings of s_val.
         head: name of the last Linear, by default the last one registered.
+        mean: mean of the images' normalization (x - mean) / std, for transforms; None for [0, 1].
+        std: standard deviation of that normalization.
+        seed: seed of which sources candidates come from.
+
+    Attributes:
+        tally: what was offered and chosen so far, by source, class, time and a policy's operations.
 
     Raises:
         ValueError: if a setting is out of range, or data are missing.
@@ -44,34 +69,152 @@ class DrawChoice:
     def __init__(
         self,
         model: nn.Module,
-        augmenter: Augmenter,
+        sources: Augment | Sequence[Augment | None] | Mapping[str, Augment | None] | None,
         *,
-        by: Literal["loss", "influence"] = "influence",
+        shares: Sequence[float] | None = None,
+        draws: int = 2,
+        by: Literal["loss", "influence"] | None = None,
         train: Data | None = None,
         val: Data | None = None,
-        draws: int = 2,
         every: int = 100,
+        gate: float = 4.0,
         loss: Loss | None = None,
         config: InfluenceConfig | None = None,
         head: str | None = None,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+        seed: int = 0,
     ) -> None:
         for name, value in (("draws", draws), ("every", every)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.model, self.augmenter, self.draws, self.every = model, augmenter, draws, every
+        if not (math.isfinite(gate) and gate >= 0):
+            raise ValueError(f"gate must be a finite power >= 0, got {gate}; 0 is no gate")
+        self.sources = _named(sources)
+        self.shares = _shares(shares, len(self.sources))
+        by = by if by is not None else "loss" if val is None else "influence"
+        self.model, self.draws, self.every, self.gate = model, draws, every, gate
         self.reader = Reader(model, by=by, loss=loss, train=train, val=val, config=config, head=head)
+        self.recorders = {name: Recorder(s) for name, s in self.sources.items() if Recorder.fits(s)}
+        self._draw: dict[str, Augment | None] = {}
+        for name, source in self.sources.items():
+            policy = self.recorders[name].policy if name in self.recorders else source
+            self._draw[name] = None if policy is None else batched(policy, mean=mean, std=std)
+        self.generator = generator(seed, "choice", rank())
+        self.tally = Tally(list(self.sources), every)
         self.calls = 0
+        self._warned = False
 
     @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return augmented copies of (B, C, H, W) with labels (B,), the best of the draws for each."""
+        """Return augmented copies of (B, C, H, W) with labels (B,) or (B, K), the best of the candidates for each.
+
+        Raises:
+            ValueError: if a source changes shapes, dtypes or labels.
+        """
         if self.calls % self.every == 0:
             self.reader.renew()
+        count = len(images)
+        source = torch.multinomial(self.shares, self.draws * count, replacement=True, generator=self.generator)
+        drawn, operations = self._candidates(images, labels, source)
+        repeated = labels.repeat(self.draws, *[1] * (labels.ndim - 1))
+        score = self.score(drawn, repeated).view(self.draws, count)
+        best = score.argmax(0)
+        chosen = best * count + torch.arange(count, device=best.device)
+        self._warn_if_equal(drawn.view(self.draws, *images.shape))
+        classes = labels.argmax(1) if labels.ndim == 2 else labels
+        self.tally.add(self.calls, source, chosen.cpu(), classes.repeat(self.draws).cpu(), operations)
         self.calls += 1
-        drawn = torch.stack([self.augmenter(images) for _ in range(self.draws)])
-        best = self.score(drawn.flatten(0, 1), labels.repeat(self.draws)).view(self.draws, -1).argmax(0)
-        return drawn[best, torch.arange(images.shape[0], device=images.device)]
+        return drawn[chosen]
 
     def score(self, drawn: Tensor, labels: Tensor) -> Tensor:
-        """Score draws (B, C, H, W) with labels (B,); the highest score is taken. Made to be overridden."""
-        return self.reader.score(drawn, labels)[0]
+        """Score candidates (B, C, H, W) with their labels; the highest score is taken. Made to be overridden."""
+        score, probability = self.reader.score(drawn, labels)
+        return score * probability.pow(self.gate) if self.reader.by == "loss" else score
+
+    def transform(self) -> nn.Module:
+        """Return what was found as a plain transform for single images in [0, 1], which needs no classifier.
+
+        A source is drawn as often as it was chosen, an operation and the size of its magnitude likewise.
+
+        Raises:
+            ValueError: if a source is a function of batches, or no batch came yet.
+        """
+        return self.tally.transform(self.sources, self.recorders)
+
+    def _candidates(self, images: Tensor, labels: Tensor, source: Tensor) -> tuple[Tensor, list[Any]]:
+        """Draw all candidates, (draws * B, C, H, W), each from its source; and a policy's operations of each.
+
+        Raises:
+            ValueError: if a source changes shapes, dtypes or labels.
+        """
+        drawn = images.repeat(self.draws, 1, 1, 1)
+        repeated = labels.repeat(self.draws, *[1] * (labels.ndim - 1))
+        operations: list[Any] = [()] * len(drawn)
+        for k, (name, draw) in enumerate(self._draw.items()):
+            places = (source == k).nonzero().flatten()
+            if draw is None or not len(places):
+                continue
+            where = places.to(images.device)
+            part, kept = applied(draw, drawn[where], repeated[where])
+            if (
+                part.dtype != images.dtype
+                or kept.shape != repeated[where].shape
+                or bool((kept != repeated[where]).any())
+            ):
+                raise ValueError(
+                    f"source {name!r} must keep the dtype of images and the labels, {images.dtype}, got {part.dtype}"
+                    "; sources that mix images belong after the choice: A+Mixup in a comparison"
+                )
+            drawn[where] = part
+            if name in self.recorders:
+                for place, done in zip(places.tolist(), self.recorders[name].take(len(places)), strict=True):
+                    operations[place] = (name, done)
+        return drawn, operations
+
+    def _warn_if_equal(self, drawn: Tensor) -> None:
+        if not self._warned and len(drawn) > 1 and bool((drawn == drawn[:1]).all()):
+            self._warned = True
+            warnings.warn(
+                "all candidates of a batch are equal: there is nothing to choose; give sources that draw at random, or "
+                "several of them",
+                stacklevel=3,
+            )
+
+
+def _named(sources: Any) -> dict[str, Augment | None]:
+    """Return the sources by name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if isinstance(sources, Mapping):
+        named = dict(sources)
+    else:
+        several = list(sources) if isinstance(sources, (list, tuple)) else [sources]
+        names = ["original" if s is None else getattr(s, "__name__", type(s).__name__) for s in several]
+        seen = Counter(names)
+        named = {n if seen[n] == 1 else f"{n} {k}": s for k, (n, s) in enumerate(zip(names, several, strict=True), 1)}
+    if not named:
+        raise ValueError("sources must hold at least one augmentation, got none; give an Augmenter or a transform")
+    return named
+
+
+def _shares(shares: Sequence[float] | None, count: int) -> Tensor:
+    """Return the probabilities of the sources, which sum to 1.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
+    given = torch.tensor([1.0] * count if shares is None else list(shares), dtype=torch.float64)
+    if (
+        len(given) != count
+        or not bool((given >= 0).all())
+        or not math.isfinite(total := float(given.sum()))
+        or not total
+    ):
+        raise ValueError(
+            f"shares must be {count} finite numbers >= 0, one for each source, with a sum above 0, got {shares}; leave "
+            "them out for equal ones"
+        )
+    return given / total

@@ -1,130 +1,365 @@
-"""Does it help here? Short trainings of fresh classifiers, the same but for their augmentation."""
+"""Does it help here? Trainings of fresh classifiers, the same but for their augmentation, paired by seed."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
+from threading import Thread
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, DataLoader
+from tqdm.auto import tqdm
 
-from learned_aug.runtime.data import Data
+from learned_aug.augmenter import Augmenter
+from learned_aug.runtime.data import Data, check_source
 from learned_aug.runtime.events import Event, OnEvent, ProgressBars
 from learned_aug.runtime.rng import forked
-from learned_aug.training.arms import ARMS, Arm
+from learned_aug.training.arms import CONTROL, Arm, Setting, build, describe, reads_val
+from learned_aug.training.augment import parts
+from learned_aug.training.comparison import Comparison, Training
+from learned_aug.training.ledger import Ledger, fingerprint
 from learned_aug.training.retrain import RetrainConfig, evaluate, retrain
 
 __all__ = ["Comparison", "compare"]
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """What :func:`compare` measured.
-
-    Attributes:
-        errors: by arm, share of the images that are wrong, one for each seed.
-        losses: by arm, mean cross-entropy, nats, likewise.
-    """
-
-    errors: dict[str, list[float]]
-    losses: dict[str, list[float]]
-
-    @property
-    def best(self) -> str:
-        """The arm of the lowest mean loss."""
-        return min(self.losses, key=lambda arm: statistics.mean(self.losses[arm]))
-
-    def __str__(self) -> str:
-        """A table: means and standard deviations; the differences are to the first arm, paired by seed."""
-        first = next(iter(self.errors))
-        width = max(map(len, self.errors))
-        lines = [f"{'':{width}}  error %        loss   error minus {first!r}, points"]
-        for arm, errors in self.errors.items():
-            line = f"{arm:{width}}  {_percent(errors)}  {statistics.mean(self.losses[arm]):6.4f}"
-            if arm != first:
-                pairs = zip(errors, self.errors[first], strict=True)
-                line += "   " + _percent([one - other for one, other in pairs], sign="+")
-            lines.append(line)
-        return "\n".join([*lines, f"{len(errors)} training(s) of each; +- is the standard deviation"])
+Job = tuple[str, int]  # arm, seed
 
 
 def compare(
     make_model: Callable[[], nn.Module],
     train: Data,
-    val: Data,
+    test: Data,
     arms: Sequence[str] | Mapping[str, Arm],
-    config: RetrainConfig | None = None,
     *,
+    val: Data | None = None,
+    config: RetrainConfig | None = None,
     baseline: Callable[[Tensor], Tensor] | None = None,
-    seeds: Sequence[int] = (0,),
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    jobs: int = 1,
     progress: bool = True,
     on_event: OnEvent | None = None,
 ) -> Comparison:
     """Train fresh classifiers with each augmentation, and evaluate them on images held out.
 
+        arms = ["baseline", "TrivialAugmentWide", "steered"]
+        result = learned_aug.compare(make_model, train, test, arms, seeds=range(6))
+        print(result)
+
     All arms of a seed share the first weights, if `make_model` draws them from torch's global generator, the order of
-    the images, if `train` is a Dataset, and the schedule. Few seeds prove little: a sign test needs six that all agree.
-    Shorter trainings may do for a choice: on MNIST, 300 of 1,000 steps put the fitted augmenter before its control and
-    before crops in 8 of 8 seeds, the control before crops, a smaller difference, in 5; with 100 steps that was 5, 6 and
-    5 (benchmarks/accuracy/proxies.py).
+    the images, and the schedule. Seeds are the outer loop, so that a stop leaves whole pairs. With two pairs no p-value
+    is below 0.5, with six 0.03 is within reach.
+
+    **A schedule that is too short gives the wrong verdict**: strong augmentation looks harmful before it helps.
+    ``result.long_enough`` and the table say what the second half of the schedule shows of it.
 
     Args:
-        make_model: gives a fresh classifier, on the device to use.
-        train: (image, label) pairs, as :func:`learned_aug.fit` takes them.
-        val: likewise, not in `train`; images that influence has not read make the choice honest.
-        arms: names of ready-made arms, "baseline", "TrivialAugmentWide", "prior" and "steered"; or, by name, functions
-            from the fresh classifier to what :func:`retrain` takes as `augment`, such as
-            ``lambda model: SteeredDraws(model, augmenter=result.augmenter, tilt=0)``.
+        make_model: gives a fresh classifier, on the device to use; each call a new one.
+        train: (image, label) pairs, as :func:`learned_aug.fit` takes them, without augmentation.
+        test: likewise, not in `train`; images that no arm has read make the comparison honest.
+        arms: names of ready-made arms, :data:`learned_aug.training.ARMS`, joined as "A+B" for one after the other; or a
+            mapping from a name to such a name, None, an Augmenter (on half of each batch), a transform of torchvision
+            (drawn for each image), or a function from the fresh classifier to what :func:`retrain` takes as `augment`.
+            The first one is what others are compared to.
+        val: the hyper-validation set, for "steered-influence", "chosen-influence" and "fitted"; with these comes an arm
+            of steered draws that trains on `train` and `val`, for labels are labels.
         config: of the trainings.
         baseline: on single images (C, H, W), in all arms.
+        mean: mean of the images' normalization (x - mean) / std, a number or one per channel; None for [0, 1].
+        std: standard deviation of that normalization.
         seeds: one training of each arm for each.
-        progress: show a bar for each training.
-        on_event: gets the events of :func:`retrain`, the arm in their stage: "retrain: fitted".
+        checkpoint_dir: a folder that keeps each finished training. The same call goes on after a stop, and with more
+            seeds or arms; it also keeps the augmenters of each arm's first seed, where it has any.
+        jobs: processes of this machine that share the trainings; all that is passed is then pickled.
+        progress: show progress with the time left, and a table after each seed, on standard error.
+        on_event: gets "trainings" events, one for each that is finished; with one job also those of :func:`retrain`,
+            the arm in their stage: "retrain: steered".
 
     Raises:
-        ValueError: if there is no arm or no seed, or a training diverges.
+        ValueError: if there is no arm or no seed, an arm is unknown or returns other shapes or labels, `make_model`
+            gives the same object twice, a training diverges, or the folder holds trainings of other settings.
+        OSError: if another process works in the folder, or it cannot be written.
     """
-    if not arms or not seeds:
-        raise ValueError(f"arms and seeds must hold at least one each, got {len(arms)} and {len(seeds)}; add some")
-    if not isinstance(arms, Mapping):
-        if unknown := [name for name in arms if name not in ARMS]:
-            raise ValueError(f"arms must be of {', '.join(ARMS)}, got {', '.join(unknown)}; give others as a mapping")
-        arms = {name: ARMS[name] for name in arms}
-    errors: dict[str, list[float]] = {arm: [] for arm in arms}
-    losses: dict[str, list[float]] = {arm: [] for arm in arms}
-    with ProgressBars() as bars:
+    task = _Task(make_model, train, test, _arms(arms), val, config or RetrainConfig(), baseline, mean, std)
+    task.check()
+    if not seeds:
+        raise ValueError("seeds must hold at least one, got none; add some")
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    todo = [(arm, seed) for seed in dict.fromkeys(map(int, seeds)) for arm in task.arms]
+    with Ledger(checkpoint_dir, {} if checkpoint_dir is None else task.settings()) as ledger, ProgressBars() as bars:
+        done = {job: kept for job in todo if (kept := ledger.read(*job, describe(task.arms[job[0]]))) is not None}
         listeners = ([bars] if progress else []) + ([on_event] if on_event is not None else [])
-        for seed in seeds:
-            for arm, augment in arms.items():
+        show = _Progress(listeners, todo, done, steps=jobs == 1)
+        told = {seed for _, seed in todo if all((arm, seed) in done for arm in task.arms)}
+        left = [job for job in todo if job not in done]
+        for training, networks in _trained(task, left, min(jobs, len(left)), show):
+            job = training.arm, training.seed
+            first = training.seed == todo[0][1]
+            ledger.write(training, describe(task.arms[training.arm]), networks if first else None)
+            done[job] = training
+            show.finished(training)
+            if training.seed not in told and all((arm, training.seed) in done for arm in task.arms):
+                told.add(training.seed)
+                if progress and len(done) < len(todo):  # the last table is the caller's to show
+                    bars.close()
+                    tqdm.write(f"\n{_ordered(todo, done)}\n", file=sys.stderr)
+    return _ordered(todo, done)
 
-                def tell(event: Event, stage: str = f"retrain: {arm}") -> None:
-                    for listener in listeners:
-                        listener(dataclasses.replace(event, stage=stage))
 
-                with forked() as reseed, torch.random.fork_rng(_accelerators()):
-                    reseed(seed, "compare")
-                    torch.manual_seed(seed)  # of the accelerator as well, where noise and dropout are drawn
-                    model = make_model()
-                    retrain(model, train, config, augment=augment(model), baseline=baseline, seed=seed, on_event=tell)
-                    error, loss = evaluate(model, val)
-                if not math.isfinite(loss):
-                    raise ValueError(
-                        f"the training of {arm!r} must end in a finite loss, got {loss} for seed {seed}; lower "
-                        "RetrainConfig.lr"
-                    )
-                errors[arm].append(error)
-                losses[arm].append(loss)
-    return Comparison(errors, losses)
+def _ordered(todo: list[Job], done: dict[Job, Training]) -> Comparison:
+    return Comparison(tuple(done[job] for job in todo if job in done))
+
+
+def _arms(arms: Sequence[str] | Mapping[str, Arm]) -> dict[str, Arm]:
+    """Return all arms by name, the control with them where one reads the hyper-validation set.
+
+    Raises:
+        ValueError: if there is none, or one is unknown.
+    """
+    if isinstance(arms, str):
+        arms = [arms]
+    named: dict[str, Arm] = dict(arms) if isinstance(arms, Mapping) else {name: name for name in arms}
+    if not named:
+        raise ValueError("arms must hold at least one, got none; add some")
+    for arm in named.values():
+        describe(arm)
+    if any(map(reads_val, named.values())):
+        named.setdefault(CONTROL, "steered")
+    return named
+
+
+@dataclass(frozen=True)
+class _Task:
+    """All that the trainings of a comparison share; what processes get."""
+
+    make_model: Callable[[], nn.Module]
+    train: Data
+    test: Data
+    arms: dict[str, Arm]
+    val: Data | None
+    config: RetrainConfig
+    baseline: Callable[[Tensor], Tensor] | None
+    mean: Any
+    std: Any
+
+    def check(self) -> None:
+        """Refuse before the work what cannot be compared.
+
+        Raises:
+            ValueError: if `make_model` gives a model twice, or an arm lacks the hyper-validation set.
+        """
+        for name, data in (("train", self.train), ("test", self.test)):
+            check_source(data, name)
+        if self.val is None and (readers := [name for name, arm in self.arms.items() if reads_val(arm)]):
+            raise ValueError(f"{', '.join(map(repr, readers))} must have a hyper-validation set, got none; pass val=")
+        with forked(), torch.random.fork_rng(_accelerators()):
+            one, two = self.make_model(), self.make_model()
+        if one is two or {id(p) for p in one.parameters()} & {id(p) for p in two.parameters()}:
+            raise ValueError(
+                "make_model must build a fresh classifier at each call, got the same object, or parts of it, twice: "
+                "trainings would go on from each other; build it inside of the function"
+            )
+
+    def settings(self) -> dict[str, str]:
+        """Return what the trainings in a folder must agree in, as short texts."""
+        with forked() as reseed, torch.random.fork_rng(_accelerators()):
+            reseed(0, "compare")
+            model = self.make_model()
+        size = sum(p.numel() for p in model.parameters())
+        values = {f"config.{key}": _text(value) for key, value in vars(self.config).items()}
+        values |= {"model": f"{type(model).__name__} of {size:,} parameters", "baseline": _text(self.baseline)}
+        values |= {"mean": _text(self.mean), "std": _text(self.std)}
+        values |= {"train": fingerprint(self.train), "test": fingerprint(self.test)}
+        return values | ({} if self.val is None else {"val": fingerprint(self.val)})
+
+    def run(self, job: Job, tell: OnEvent | None = None) -> tuple[Training, Augmenter | None]:
+        """Train and evaluate one classifier.
+
+        Returns:
+            What was measured, and the networks of the augmentation, where it has any.
+
+        Raises:
+            ValueError: if it diverges.
+        """
+        arm, seed = job
+        started = time.perf_counter()
+        train = self.train
+        if arm == CONTROL and self.val is not None:
+            train = _joined(self.train, self.val)
+        right: list[float] = []
+        half: list[float] = []
+        with forked() as reseed, torch.random.fork_rng(_accelerators()):
+            reseed(seed, "compare")
+            torch.manual_seed(seed)  # of the accelerator as well, where noise and dropout are drawn
+            model = self.make_model()
+
+            def watch(event: Event) -> None:
+                if "accuracy" in event.metrics and event.step > event.total - max(1, event.total // 10):
+                    right.append(event.metrics["accuracy"])
+                if event.step == max(1, event.total // 2):
+                    half.append(evaluate(model, self.test)[0])
+                if tell is not None:
+                    tell(event)
+
+            setting = Setting(
+                model=model,
+                make_model=self.make_model,
+                train=train,
+                val=self.val,
+                config=self.config,
+                baseline=self.baseline,
+                mean=self.mean,
+                std=self.std,
+                seed=seed,
+            )
+            augment = build(self.arms[arm], setting)
+            retrain(model, train, self.config, augment=augment, baseline=self.baseline, seed=seed, on_event=watch)
+            error, loss = evaluate(model, self.test)
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the training of {arm!r} must end in a finite loss, got {loss} for seed {seed}; lower RetrainConfig.lr"
+            )
+        networks = next((part.augmenter for part in parts(augment) if hasattr(part, "augmenter")), None)
+        seconds = time.perf_counter() - started
+        accuracy = sum(right) / len(right) if right else math.nan
+        return (
+            Training(
+                arm=arm, seed=seed, error=error, loss=loss, half_error=half[0], accuracy=accuracy, seconds=seconds
+            ),
+            networks,
+        )
+
+
+def _trained(
+    task: _Task, jobs: list[Job], processes: int, show: _Progress
+) -> Iterator[tuple[Training, Augmenter | None]]:
+    """Yield the results of all trainings as they end, in this process or in several.
+
+    Raises:
+        ValueError: if what several processes need cannot be pickled.
+        AttributeError: whatever else a training raises.
+        TypeError: likewise.
+    """
+    if processes <= 1:
+        for job in jobs:
+            yield task.run(job, show.of(job))
+        return
+    threads = max(1, torch.get_num_threads() // processes)
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start, (task, threads))
+    try:
+        futures = [pool.submit(_work, job) for job in jobs]
+        for future in as_completed(futures):
+            yield future.result()
+    except (AttributeError, TypeError) as error:
+        if "pickle" not in str(error):
+            raise
+        raise ValueError(
+            f"with jobs > 1 all that is compared must be picklable, got what is not ({error}); define functions at the "
+            "top of a module instead of as lambdas, or use jobs=1"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_task: _Task | None = None
+
+
+def _start(task: _Task, threads: int) -> None:
+    """Prepare a process for trainings; it ends with the one that started it."""
+    global _task
+    _task = task
+    torch.set_num_threads(threads)
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _work(job: Job) -> tuple[Training, Augmenter | None]:
+    assert _task is not None
+    return _task.run(job)
+
+
+class _Progress:
+    """Tells listeners of steps and trainings, with the time that all trainings have left."""
+
+    def __init__(self, listeners: list[OnEvent], todo: list[Job], done: Mapping[Job, Training], *, steps: bool) -> None:
+        self.listeners, self.total, self.done, self.steps = listeners, len(todo), len(done), steps
+        self.started, self.before = time.perf_counter(), len(done)
+
+    def of(self, job: Job) -> OnEvent:
+        """Return what tells the events of a training."""
+        new = self.done - self.before
+        left = (time.perf_counter() - self.started) / max(1, new) * (self.total - self.done)
+        what = f"training {self.done + 1}/{self.total}, {job[0]}, seed {job[1]}" + (
+            f", {_time(left)} left" if new else ""
+        )
+
+        def tell(event: Event) -> None:
+            for listener in self.listeners:
+                stage = what if isinstance(listener, ProgressBars) else f"retrain: {job[0]}"
+                listener(dataclasses.replace(event, stage=stage))
+
+        return tell
+
+    def finished(self, training: Training) -> None:
+        """Tell that a training is finished."""
+        self.done += 1
+        event = Event("trainings", self.done, self.total, {"error": training.error})
+        for listener in self.listeners:
+            if not (self.steps and isinstance(listener, ProgressBars)):  # whose bars are those of the steps
+                listener(event)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _joined(train: Data, val: Data) -> Data:
+    """Return both data sets as one, read as `train` is."""
+    one, two = (data.dataset if isinstance(data, DataLoader) else data for data in (train, val))
+    both: ConcatDataset[Any] = ConcatDataset([one, two])
+    if not isinstance(train, DataLoader):
+        return both
+    return DataLoader(
+        both,
+        train.batch_size,
+        shuffle=True,
+        num_workers=train.num_workers,
+        collate_fn=train.collate_fn,
+        drop_last=train.drop_last,
+    )
+
+
+def _text(value: Any) -> str:
+    """Say a setting in a text that is the same in each process."""
+    if isinstance(value, partial):
+        return _text(value.func)
+    if callable(value) and not isinstance(value, nn.Module):
+        return getattr(value, "__qualname__", type(value).__name__)
+    if isinstance(value, (tuple, list)):
+        return json.dumps(list(value))
+    return " ".join(str(value).split())
 
 
 def _accelerators() -> list[int]:
     return [torch.cuda.current_device()] if torch.cuda.is_available() else []
-
-
-def _percent(shares: list[float], sign: str = "") -> str:
-    """Mean and spread of shares, in percent."""
-    spread = f" +- {100 * statistics.stdev(shares):.2f}" if len(shares) > 1 else ""
-    return f"{100 * statistics.mean(shares):{sign}6.2f}{spread}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from learned_aug.runtime.checks import check_at_least, check_at_most_one, check_
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.events import Event, OnEvent
 from learned_aug.runtime.stream import Stream
+from learned_aug.training.augment import Augment, applied, batched, parts
 from learned_aug.training.choice import DrawChoice
 from learned_aug.training.reader import first_tensor
 from learned_aug.training.steer import SteeredDraws
@@ -38,6 +39,10 @@ class RetrainConfig:
     """Weight decay of SGD (ours)."""
     label_smoothing: float = 0.0
     """Label smoothing of the loss, in [0, 1]."""
+    make_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
+    """From the parameters to an optimizer, in place of SGD with the three settings above."""
+    make_schedule: Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler] | None = None
+    """From optimizer and number of steps to a schedule, stepped once a batch, in place of the rise and cosine."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -50,30 +55,34 @@ def retrain(
     train: Data,
     config: RetrainConfig | None = None,
     *,
-    augment: Callable[[Tensor], Tensor] | SteeredDraws | DrawChoice | None = None,
+    augment: Augment | None = None,
     baseline: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
     on_event: OnEvent | None = None,
 ) -> None:
     """Train `model`, in place, by SGD with Nesterov momentum; the learning rate rises for a tenth and falls to 0.
 
+    The loss is the cross-entropy, to class indices or soft labels.
+
     Args:
         model: a fresh classifier; trained on its own device and in its own dtype, on its logits or first output.
         train: (image, label) pairs, as :func:`learned_aug.fit` takes them.
         config: settings.
-        augment: makes augmented batches of batches (B, C, H, W), such as an Augmenter; or :class:`SteeredDraws` or
-            :class:`DrawChoice` for this `model`, which also see the labels; None trains on the baseline alone.
+        augment: from a batch (B, C, H, W), or from a batch and its labels, to augmented images, or to images and soft
+            labels (B, K): an Augmenter, :class:`SteeredDraws` or :class:`DrawChoice` for this `model`, ``v2.MixUp``, or
+            a function. Other transforms of torchvision are drawn for each image. None trains on the baseline alone.
         baseline: augmentation of single images (C, H, W), before `augment`.
         seed: seed of the order of a Dataset's samples, and of what its transforms and `baseline` draw.
-        on_event: gets "retrain" events: loss (nats).
+        on_event: gets "retrain" events: loss (nats) and, without soft labels, accuracy (share) on the augmented batch.
 
     Raises:
         ValueError: if `augment` is for another model, changes the shape of a batch, or labels do not fit.
     """
     config = config if config is not None else RetrainConfig()
-    sees_labels = isinstance(augment, (SteeredDraws, DrawChoice))
-    if isinstance(augment, (SteeredDraws, DrawChoice)) and augment.model is not model:
-        raise ValueError(f"augment must be a {type(augment).__name__} for the model in training, got one for another")
+    augment = None if augment is None else batched(augment)
+    for part in parts(augment):
+        if isinstance(part, (SteeredDraws, DrawChoice)) and part.model is not model:
+            raise ValueError(f"augment must be a {type(part).__name__} for the model in training, got one for another")
     weight = next(model.parameters())
     batches = Stream(
         train,
@@ -86,38 +95,65 @@ def retrain(
         baseline=baseline,
         shuffle=True,
     )
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.momentum > 0,
-    )
-    rise = max(1, config.steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / rise, 0.5 + 0.5 * math.cos(math.pi * step / config.steps))
-    )
+    optimizer, schedule = _optimizer(model, config)
     model.train()
     for step in range(config.steps):
         images, labels = next(batches)
         if augment is not None:
-            augmented = augment(images, labels) if sees_labels else augment(images)  # type: ignore[call-arg]
-            if augmented.shape != images.shape:
-                raise ValueError(
-                    f"augment must return batches of the shape that it gets, {tuple(images.shape)}, got "
-                    f"{tuple(augmented.shape)}; resize or crop in the data set"
-                )
-            images = augmented.to(weight.dtype)
-        logits = first_tensor(model(images))
-        check_class_range(check_labels(labels, logits.shape[0]), logits.shape[1])
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+            images, labels = applied(augment, images, labels)
+            images = images.to(weight.dtype)
+        logits = first_tensor(model(images)).float()
+        if labels.is_floating_point():
+            labels = _soft(labels, logits)
+        else:
+            check_class_range(check_labels(labels, logits.shape[0]), logits.shape[1])
+        loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         if on_event is not None:
-            on_event(Event("retrain", step + 1, config.steps, {"loss": float(loss.detach())}))
+            metrics = {"loss": float(loss.detach())}
+            if labels.ndim == 1:
+                metrics["accuracy"] = float((logits.detach().argmax(1) == labels).double().mean())
+            on_event(Event("retrain", step + 1, config.steps, metrics))
     model.eval()
+
+
+def _optimizer(
+    model: nn.Module, config: RetrainConfig
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    optimizer: torch.optim.Optimizer
+    if config.make_optimizer is not None:
+        optimizer = config.make_optimizer(model.parameters())
+    else:
+        optimizer = torch.optim.SGD(
+            model.parameters(),
+            config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.momentum > 0,
+        )
+    if config.make_schedule is not None:
+        return optimizer, config.make_schedule(optimizer, config.steps)
+    rise = max(1, config.steps // 10)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / rise, 0.5 + 0.5 * math.cos(math.pi * step / config.steps))
+    )
+
+
+def _soft(labels: Tensor, logits: Tensor) -> Tensor:
+    """Return soft labels in the logits' dtype.
+
+    Raises:
+        ValueError: if they are not one for each logit.
+    """
+    if labels.shape != logits.shape:
+        raise ValueError(
+            f"soft labels must be like the logits, {tuple(logits.shape)}, got {tuple(labels.shape)}; check the number "
+            "of classes of what mixes them"
+        )
+    return labels.to(logits.dtype)
 
 
 @torch.no_grad()

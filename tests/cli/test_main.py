@@ -17,8 +17,6 @@ from learned_aug.weights import registry
 from tests.cli.conftest import MODEL
 from tests.weights.fake_hub import Hub
 
-MINE = [command for command in COMMANDS if command != "compare"]
-
 
 def test_usage_mistakes_end_with_status_2(capsys):
     for arguments in ([], ["fit"], ["fit", "--model", MODEL], ["grow"], ["preview", "./aug"]):
@@ -28,7 +26,7 @@ def test_usage_mistakes_end_with_status_2(capsys):
     assert "usage: learned-aug" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["", *MINE])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_teaches_by_examples_in_ascii_and_120_columns(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*filter(None, [command]), "--help"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from learned_aug.influence.head import HeadBatch
-from learned_aug.influence.problem import HeadProblem
+from learned_aug.influence.problem import HeadProblem, residuals
 from learned_aug.influence.refit import refit
 from learned_aug.runtime.events import Event
 
@@ -207,3 +207,14 @@ class TestRefit:
         result = refit(random_problem(4, weight_decay=1e-3), tolerance=1e-30)
         assert not result.converged
         assert result.gradient_norm < 1e-10
+
+
+def test_residuals_take_soft_labels():
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 2, 1, 1, 0])
+    soft = torch.nn.functional.one_hot(labels, 3).float()
+    for smoothing in (0.0, 0.1):
+        torch.testing.assert_close(residuals(logits, soft, smoothing), residuals(logits, labels, smoothing))
+    mixed = 0.3 * soft + 0.7 * soft.roll(1, 0)
+    leaf = logits.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(leaf, mixed, reduction="sum").backward()
+    torch.testing.assert_close(residuals(logits, mixed), leaf.grad)

@@ -1,22 +1,60 @@
+"""Paired comparisons: pairing, resuming, several processes, statistics, and what is refused."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 import torch
+from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 
-from learned_aug.digits import all_conv
-from learned_aug.training.arms import each
-from learned_aug.training.compare import Comparison, compare
+from learned_aug.digits import all_conv, digits
+from learned_aug.training.arms import CONTROL, each
+from learned_aug.training.compare import compare
+from learned_aug.training.comparison import Comparison, Training, difference
 from learned_aug.training.retrain import RetrainConfig
 from learned_aug.training.steer import SteeredDraws
 
 SHORT = RetrainConfig(steps=3)
+module = sys.modules["learned_aug.training.compare"]  # the package's attribute of that name is the function
 
 
 def fresh():
     return all_conv(width=2)
 
 
-def run(data, arms, **options):
-    return compare(fresh, data["train"], data["val"], arms, SHORT, progress=False, **options)
+def few_digits():
+    parts = digits()
+    return Subset(parts["train"], range(100)), Subset(parts["test"], range(100))
+
+
+def run(data, arms, *, config=SHORT, seeds=(0,), **options):
+    test = Subset(data["test"], range(100))
+    return compare(fresh, data["train"], test, arms, config=config, seeds=seeds, progress=False, **options)
+
+
+def results(errors, half=None, accuracy=None):
+    """A comparison of arms with these errors, by seed."""
+    return Comparison(
+        tuple(
+            Training(
+                arm=arm,
+                seed=seed,
+                error=error,
+                loss=1.0 + error,
+                half_error=(half or errors)[arm][seed],
+                accuracy=(accuracy or {}).get(arm, 1.0),
+                seconds=2.0,
+            )
+            for arm, values in errors.items()
+            for seed, error in enumerate(values)
+        )
+    )
 
 
 def test_arms_that_do_the_same_end_the_same(data):
@@ -24,7 +62,7 @@ def test_arms_that_do_the_same_end_the_same(data):
         torch.rand(7)
         return images
 
-    result = run(data, {"one": lambda model: None, "two": lambda model: noisy}, seeds=(1, 2))
+    result = run(data, {"one": None, "two": lambda model: noisy}, seeds=(1, 2))
     assert result.errors["one"] == result.errors["two"]
     assert result.losses["one"] == result.losses["two"]
     assert result.losses["one"][0] != result.losses["one"][1]  # seeds differ
@@ -32,60 +70,215 @@ def test_arms_that_do_the_same_end_the_same(data):
 
 def test_all_kinds_of_augmentation_are_arms(data, augmenter):
     arms = {
-        "none": lambda model: None,
-        "augmenter": lambda model: augmenter,
+        "none": None,
+        "augmenter": augmenter,
+        "transform": v2.RandomInvert(p=1.0),
+        "name": "Cutout",
         "steered": lambda model: SteeredDraws(model, augmenter=augmenter, warmup=0),
         "policy": lambda model: each(v2.TrivialAugmentWide()),
     }
     result = run(data, arms, baseline=v2.RandomCrop(28, padding=2))
     assert list(result.errors) == list(arms)
-    assert len({losses[0] for losses in result.losses.values()}) == 4
+    assert len({losses[0] for losses in result.losses.values()}) == 6
 
 
 def test_the_global_generator_is_left_as_it_was(data):
     state = torch.get_rng_state()
-    run(data, {"none": lambda model: None})
+    run(data, ["baseline"])
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_events_name_the_arm(data):
+def test_events_name_the_arm_and_count_the_trainings(data):
     events = []
-    run(data, {"none": lambda model: None}, on_event=events.append)
-    assert [(event.stage, event.step) for event in events] == [("retrain: none", k) for k in (1, 2, 3)]
+    run(data, {"none": None}, on_event=events.append)
+    assert [(e.stage, e.step) for e in events[:3]] == [("retrain: none", k) for k in (1, 2, 3)]
+    assert [(e.stage, e.step, e.total) for e in events[3:]] == [("trainings", 1, 1)]
 
 
-def test_best_is_the_arm_of_the_lowest_mean_loss_and_the_table_shows_paired_differences():
-    result = Comparison({"a": [0.5, 0.3], "b": [0.4, 0.2]}, {"a": [1.0, 3.0], "b": [2.5, 2.5]})
-    assert result.best == "a"
-    assert "40.00 +- 14.14  2.0000" in str(result)
-    assert "30.00 +- 14.14  2.5000   -10.00 +- 0.00" in str(result)
+def test_arms_that_read_labels_bring_a_control_that_trains_on_them(data, few, monkeypatch):
+    sizes = {}
+    real = module.retrain
+
+    def counted(model, train, *args, **options):
+        sizes[type(options["augment"]).__name__, len(train)] = options["augment"]
+        return real(model, train, *args, **options)
+
+    monkeypatch.setattr(module, "retrain", counted)
+    val = Subset(few[1], range(150))
+    result = run(data, ["chosen-influence"], val=val)
+    assert list(result.errors) == ["chosen-influence", CONTROL]
+    assert set(sizes) == {("DrawChoice", 600), ("SteeredDraws", 750)}
+    with pytest.raises(ValueError, match=r"'steered-influence' must have a hyper-validation set, got none; pass val="):
+        run(data, ["steered-influence"])
+
+
+def test_loaders_are_compared_too(data):
+    train = DataLoader(data["train"], 50, shuffle=True, drop_last=True)
+    val = DataLoader(Subset(data["val"], range(100)), 50)
+    joined = module._joined(train, val)
+    assert len(joined.dataset) == 700
+    assert joined.batch_size == 50
+    result = compare(fresh, train, val, ["baseline"], config=SHORT, seeds=(0,), progress=False)
+    assert 0 < result.errors["baseline"][0] < 1
+
+
+def test_a_seed_is_added_without_repeating_two(data, tmp_path, monkeypatch):
+    arms = ["baseline", "Cutout"]
+    two = run(data, arms, seeds=(0, 1), checkpoint_dir=tmp_path)
+    trained = []
+    real = module._Task.run
+    monkeypatch.setattr(module._Task, "run", lambda task, job, *tell: trained.append(job) or real(task, job, *tell))
+    three = run(data, arms, seeds=(0, 1, 2), checkpoint_dir=tmp_path)
+    assert trained == [("baseline", 2), ("Cutout", 2)]
+    assert [values[:2] for values in three.errors.values()] == list(two.errors.values())
+    run(data, [*arms, "Mixup"], seeds=(0, 1, 2), checkpoint_dir=tmp_path)
+    assert trained[2:] == [("Mixup", seed) for seed in (0, 1, 2)]
+
+
+KILLED = """
+import sys
+from tests.training.test_compare import SHORT, compare, few_digits, fresh
+train, test = few_digits()
+arms = ["baseline", "Cutout", "Mixup", "prior"]
+compare(fresh, train, test, arms, config=SHORT, seeds=range(3), checkpoint_dir=sys.argv[1], progress=False)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no kill -9")
+def test_a_killed_comparison_of_12_trainings_goes_on_to_the_same_table(tmp_path):
+    train, test = few_digits()
+    arms = ["baseline", "Cutout", "Mixup", "prior"]
+    options = {"config": SHORT, "seeds": range(3), "progress": False}
+    whole = compare(fresh, train, test, arms, **options)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    deadline = time.monotonic() + 300
+    while len(list(tmp_path.glob("*-?.json"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(list(tmp_path.glob("*-?.json"))) >= 3
+    resumed = compare(fresh, train, test, arms, checkpoint_dir=tmp_path, **options)
+    assert resumed.errors == whole.errors
+    assert resumed.losses == whole.losses
+
+
+def test_processes_share_the_trainings_and_give_the_same(data):
+    one, two = (run(data, ["baseline", "Cutout"], jobs=jobs) for jobs in (1, 2))
+    assert two.errors == one.errors
+    with pytest.raises(ValueError, match="must be picklable"):
+        run(data, {"lambda": lambda model: None, "none": None}, jobs=2)
+
+
+def test_a_folder_of_other_settings_is_refused_with_what_differs(data, tmp_path, augmenter):
+    run(data, ["baseline"], checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"config\.steps was 3, is 4; call with what it was"):
+        run(data, ["baseline"], config=RetrainConfig(steps=4), checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"train was 600 samples .*, is 2,000 samples"):
+        run({"train": data["val"], "test": data["test"]}, ["baseline"], checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"'baseline' .* was baseline, is Cutout; give it another name"):
+        run(data, {"baseline": "Cutout"}, checkpoint_dir=tmp_path)
+
+
+def test_the_networks_of_the_first_seed_are_kept(data, tmp_path):
+    run(data, ["baseline", "prior"], seeds=(0, 1), checkpoint_dir=tmp_path)
+    kept = [path.parent.name for path in tmp_path.glob("*/model.safetensors")]
+    assert len(kept) == 1
+    assert kept[0].startswith("prior-")
+    entry = json.loads(next(tmp_path.glob("prior-*-1.json")).read_text())
+    assert entry["training"]["arm"] == "prior"
+
+
+def test_the_table_shows_intervals_and_exact_p():
+    result = results({"a": [0.5, 0.3, 0.4], "b": [0.4, 0.2, 0.25]})
+    assert result.best == "b"
+    d = result.difference("b")
+    assert d.mean == pytest.approx(-0.11667, abs=1e-4)
+    assert (d.low, d.high) == pytest.approx((-0.18838, -0.04496), abs=1e-4)
+    assert d.p == 0.25
+    assert "40.00 +- 10.00  1.4000      2.0    100.0%" in str(result)
+    assert "-11.67 [-18.84,  -4.50]" in str(result)
+    assert "3 seeds" in str(result)
+
+
+def test_differences_of_many_pairs_have_a_p_by_random_flips():
+    assert difference([1.0, 2.0, 3.0, 4.0, 5.0]).p == 2 / 32
+    assert difference([1.0, -1.0, 2.0, -2.0]).p == 1
+    assert 0 < difference([1.0] * 30).p < 1e-3
+
+
+def test_one_seed_has_no_interval_and_the_table_says_so():
+    result = results({"a": [0.5], "b": [0.4]})
+    assert math.isnan(result.difference("b").low)
+    assert "One seed: no interval" in str(result)
+    assert "nan" not in str(result)
+
+
+def test_only_seeds_that_all_arms_have_finished_are_paired():
+    whole = results({"a": [0.5, 0.3], "b": [0.4, 0.2]})
+    part = Comparison(whole.trainings[:3])
+    assert part.seeds == [0]
+    assert part.errors == {"a": [0.5], "b": [0.4]}
+    assert "no seed is finished" in str(Comparison((whole.trainings[0], whole.trainings[3])))
+
+
+def test_a_schedule_in_which_an_arm_still_catches_up_is_called_too_short():
+    errors = {"plain": [0.10, 0.10], "strong": [0.13, 0.13]}
+    half = {"plain": [0.15, 0.15], "strong": [0.25, 0.25]}
+    short = results(errors, half, {"plain": 1.0, "strong": 0.9})
+    assert short.too_short == ["strong"]
+    assert not short.long_enough
+    assert "too short to rank strong augmentation: strong may overtake plain" in str(short)
+    assert results(errors, errors, {"strong": 0.9}).long_enough  # no trend
+    assert results(errors, half).long_enough  # all images are fitted
+    assert results(errors, errors, {"strong": 0.6}).too_short == ["strong"]  # far from fitted
 
 
 def test_a_training_that_diverges_is_an_error(data):
-    arms, schedule = {"none": lambda model: None}, RetrainConfig(steps=3, lr=1e30)
     with pytest.raises(ValueError, match="training of 'none' must end in a finite loss, got nan for seed 0"):
-        compare(fresh, data["train"], data["val"], arms, schedule, progress=False)
+        run(data, {"none": None}, config=RetrainConfig(steps=3, lr=1e30))
 
 
-def test_a_single_seed_has_no_spread():
-    assert str(Comparison({"a": [0.5]}, {"a": [1.0]})).splitlines()[1] == "a   50.00  1.0000"
+def test_optimizer_and_schedule_are_the_users(data):
+    made = []
+
+    def optimizer(parameters):
+        made.append(torch.optim.AdamW(parameters, 1e-3))
+        return made[-1]
+
+    def schedule(given, steps):
+        return torch.optim.lr_scheduler.ConstantLR(given, 0.5, total_iters=steps + 1)
+
+    run(data, ["baseline"], config=RetrainConfig(steps=3, make_optimizer=optimizer, make_schedule=schedule))
+    assert made[0].param_groups[0]["lr"] == 5e-4
 
 
-@pytest.mark.parametrize(("arms", "seeds"), [({}, (0,)), ({"none": lambda model: None}, ())])
-def test_nothing_to_compare_is_refused(data, arms, seeds):
-    with pytest.raises(ValueError, match="at least one each"):
-        run(data, arms, seeds=seeds)
+@pytest.mark.parametrize(
+    ("arms", "options", "message"),
+    [
+        ({}, {}, "arms must hold at least one"),
+        (["baseline"], {"seeds": ()}, "seeds must hold at least one"),
+        (["baseline"], {"jobs": 0}, "jobs must be at least 1"),
+        (["magic"], {}, r"arms must be of baseline, .*, got 'magic'"),
+        ({"bad": lambda model: lambda images: images[:, :, :9]}, {}, "of the shape that it gets"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(data, arms, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(data, arms, **options)
 
 
-def test_ready_made_arms_go_by_name(data):
-    result = run(data, ["baseline", "TrivialAugmentWide", "prior", "steered"])
-    assert list(result.errors) == ["baseline", "TrivialAugmentWide", "prior", "steered"]
-    with pytest.raises(ValueError, match=r"arms must be of baseline, .*, got magic"):
-        run(data, ["magic"])
+def test_a_factory_that_gives_one_classifier_twice_is_refused(data):
+    model = fresh()
+    for make in (lambda: model, lambda: torch.nn.Sequential(model)):
+        with pytest.raises(ValueError, match="must build a fresh classifier at each call"):
+            compare(make, data["train"], data["test"], ["baseline"], progress=False)
 
 
-def test_a_policy_is_drawn_for_each_image():
-    images = torch.rand(1, 3, 16, 16).expand(12, -1, -1, -1)
-    drawn = each(v2.TrivialAugmentWide())(images)
-    assert drawn.shape == images.shape
-    assert (drawn != drawn[:1]).flatten(1).any(1).sum() > 3
+def test_progress_names_the_training_and_shows_a_table_after_each_seed(data, capsys):
+    test = Subset(data["test"], range(100))
+    compare(fresh, data["train"], test, ["baseline", "Cutout"], config=SHORT, seeds=(0, 1))
+    shown = capsys.readouterr().err
+    assert "training 3/4, baseline, seed 1" in shown
+    assert "One seed: no interval" in shown

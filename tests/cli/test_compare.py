@@ -1,0 +1,80 @@
+"""learned-aug compare, on folders of digits."""
+
+import csv
+import shutil
+
+import PIL.Image
+import pytest
+
+from learned_aug import Augmenter
+from learned_aug.cli.main import main
+
+SHORT = ["--model", "cnn4", "--size", "28", "--gray", "--baseline", "crop", "--steps", "4", "--device", "cpu"]
+
+
+@pytest.fixture(scope="session")
+def compared(images, tmp_path_factory):
+    """What a short comparison leaves."""
+    out = tmp_path_factory.mktemp("compared") / "out"
+    arms = ["--arms", "baseline", "prior", "--seeds", "2"]
+    assert main(["compare", *SHORT, "--data", str(images), "--out", str(out), *arms]) == 0
+    return out
+
+
+def rows(out):
+    with open(out / "compare.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_compare_leaves_table_trainings_and_picture(compared):
+    assert [(row["arm"], row["seed"]) for row in rows(compared)] == [
+        ("baseline", "0"),
+        ("prior", "0"),
+        ("baseline", "1"),
+        ("prior", "1"),
+    ]
+    assert all(0 <= float(row["error"]) <= 1 for row in rows(compared))
+    assert "2 seeds" in (compared / "compare.txt").read_text()
+    with PIL.Image.open(compared / "compare.png") as picture:
+        assert picture.width == 700
+
+
+def test_more_seeds_and_arms_are_added_without_repeating_what_is_there(compared, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(compared, out)
+    kept = {path: path.stat().st_mtime_ns for path in (out / "trainings").glob("*-?.json")}
+    assert len(kept) == 4
+    arms = ["--arms", "baseline", "prior", "Cutout", "--seeds", "3"]
+    assert main(["compare", *SHORT, "--data", str(images), "--out", str(out), *arms]) == 0
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    assert len(rows(out)) == 9
+    assert [row["error"] for row in rows(out) if row["seed"] == "0"][:2] == [r["error"] for r in rows(compared)[:2]]
+    shown = capsys.readouterr()
+    assert "The best arm is " in shown.out
+    assert "training 9/9" in shown.err
+
+
+def test_the_networks_of_the_winning_arm_can_be_loaded(compared, images, tmp_path, capsys):
+    (weights,) = (path.parent for path in (compared / "trainings").glob("prior-*/model.safetensors"))
+    out = tmp_path / "mine"
+    arguments = ["--arms", "baseline", "--augmenter", str(weights), "--seeds", "1"]
+    assert main(["compare", *SHORT, "--data", str(images), "--out", str(out), *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert weights.name in shown
+    assert "One seed: no interval" in shown
+    if f"The best arm is {weights.name}" in shown:
+        assert Augmenter.from_pretrained(out / "augmenter").config.channels == 1
+    else:
+        assert not (out / "augmenter").exists()
+
+
+def test_what_cannot_be_compared_is_said_in_one_line(some, compared, images, tmp_path, failing):
+    def refused(*more, data=images, out=tmp_path / "out"):
+        return failing("compare", *SHORT, "--data", data, "--out", out, *more)
+
+    assert "arms must be of baseline, TrivialAugmentWide" in refused("--arms", "magic")
+    assert "--seeds must be at least 1" in refused("--seeds", "0")
+    assert "config.steps was 4, is 5" in refused("--steps", "5", "--arms", "baseline", out=compared)
+    assert "cnn4 does not take images of 1 x 64 x 64" in refused("--size", "64")
+    shutil.rmtree(some / "test")
+    assert "has no test/, on which arms are compared" in refused(data=some)

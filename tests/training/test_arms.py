@@ -1,0 +1,168 @@
+"""Ready-made arms, and augmentations in one form."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from learned_aug import DrawChoice, LearnedAugment, RetrainConfig, SteeredDraws, retrain
+from learned_aug.training import arms as ready
+from learned_aug.training.arms import ARMS, Setting, build, describe, each, reads_val
+from learned_aug.training.augment import Chain, Cutout, applied
+
+FREE = [name for name in ARMS if name != "fitted"]
+
+
+@pytest.fixture
+def setting(model, data, few):
+    train, val = few
+    return Setting(model=model, make_model=lambda: model, train=train, val=val)
+
+
+@pytest.fixture
+def same():
+    """Twelve times one image of three channels, and labels."""
+    return torch.rand(1, 3, 16, 16).expand(12, -1, -1, -1), torch.arange(12) % 10
+
+
+def test_a_policy_is_drawn_for_each_image(same):
+    drawn = each(v2.TrivialAugmentWide())(same[0])
+    assert drawn.shape == same[0].shape
+    assert (drawn != drawn[:1]).flatten(1).any(1).sum() > 3
+
+
+def test_a_policy_sees_normalized_images_as_they_were(same):
+    images = (same[0] - 0.4) / 0.2
+    seen = []
+    drawn = each(lambda image: seen.append(image) or image, mean=[0.4] * 3, std=[0.2] * 3)(images)
+    assert seen[0].dtype == torch.uint8
+    torch.testing.assert_close(drawn, images, atol=1 / 255 / 0.2, rtol=0)
+    torch.testing.assert_close(seen[0] / 255, same[0][0], atol=1 / 255, rtol=0)
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_ready_made_arms_augment_a_batch(setting, batch, name):
+    images, labels = batch
+    augment = build(name, setting)
+    if name == "baseline":
+        assert augment is None
+        return
+    drawn, given = images, labels
+    for _ in range(5):  # CutMix leaves half of the batches alone
+        drawn, given = applied(augment, images, labels)
+        if not torch.equal(drawn, images):
+            break
+    assert drawn.shape == images.shape
+    assert not torch.equal(drawn, images)
+    assert given.shape == ((len(images), 10) if name in ("Mixup", "CutMix") else labels.shape)
+
+
+def test_fitted_trains_its_classifier_and_draws_from_what_was_fitted_to_it(setting, model, tiny, monkeypatch):
+    seen = []
+    real = ready.fit
+    monkeypatch.setattr(ready, "retrain", lambda classifier, *_, **__: seen.append(classifier))
+    monkeypatch.setattr(
+        ready, "fit", lambda *a, **kw: seen.append(real(*a, **kw, config=replace(tiny, pretrain=None))) or seen[-1]
+    )
+    augment = build("fitted", setting)
+    assert seen[0] is model
+    assert augment.augmenter is seen[1].augmenter
+    assert augment.tilt == 0
+
+
+def test_ours_are_on_half_of_a_batch_policies_on_all(setting, augmenter, batch):
+    images, labels = batch
+    for arm in (augmenter, LearnedAugment(augmenter), "prior"):
+        drawn = build(arm, setting)(images, labels)
+        assert (drawn != images).flatten(1).any(1).sum() == 20
+    inverted = build(v2.RandomInvert(p=1.0), setting)(images)
+    assert (inverted != images).flatten(1).any(1).all()
+
+
+def test_arms_go_one_after_the_other(setting, batch):
+    images, labels = batch
+    seen = []
+
+    def first(x):
+        seen.append("first")
+        return x * 0
+
+    def second(x, y):
+        seen.append(("second", float(x.sum())))
+        return x + 1, torch.nn.functional.one_hot(y, 10).float()
+
+    drawn, soft = Chain(first, second)(images, labels)
+    assert seen == ["first", ("second", 0.0)]
+    assert (drawn == 1).all()
+    assert torch.equal(soft.argmax(1), labels)
+    assert build("baseline+baseline", setting) is None
+    assert isinstance(build("steered+Mixup", setting).stages[0], SteeredDraws)
+
+
+def test_steering_and_choice_take_soft_labels(setting, model, data):
+    for arm in ("Mixup+steered", "steered+Mixup", "CutMix+TrivialAugmentWide", "Mixup+chosen-influence"):
+        losses = []
+        retrain(
+            model,
+            data["train"],
+            RetrainConfig(steps=3),
+            augment=build(arm, setting),
+            on_event=losses.append,
+        )
+        assert all(0 < event.metrics["loss"] < 10 for event in losses)
+    images, labels = data["train"][:20]
+    soft = torch.nn.functional.one_hot(labels, 10).float()
+    assert DrawChoice(model, v2.TrivialAugmentWide())(images, soft).shape == images.shape
+
+
+def test_the_square_of_cutout_is_half_of_the_side_and_its_values_are_the_mean():
+    images = torch.rand(200, 3, 32, 32)
+    covered = (Cutout()(images) != images).all(1).flatten(1).sum(1)
+    assert covered.max() == 16 * 16
+    assert covered.min() >= 8 * 8
+    drawn = Cutout()(images)
+    assert torch.allclose(drawn[(drawn != images)].view(-1), images.mean(), atol=0.01)
+
+
+def test_transforms_of_torchvision_are_drawn_for_each_image_in_retrain_too(model, data):
+    seen = []
+    handle = model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    flip = v2.RandomInvert(p=0.5)
+    retrain(model, data["train"], RetrainConfig(steps=1), augment=flip)
+    handle.remove()
+    inverted = seen[0].flatten(1).mean(1) > 0.5
+    assert 0 < int(inverted.sum()) < 50
+
+
+def test_unknown_arms_are_refused_with_the_list():
+    with pytest.raises(ValueError, match=r"arms must be of baseline, .*Mixup.*, got 'magic'"):
+        describe("steered+magic")
+    with pytest.raises(ValueError, match="an arm must be None, an Augmenter"):
+        build(3, None)
+
+
+def test_arms_that_read_the_validation_set_are_known_by_name():
+    assert reads_val("fitted+Mixup")
+    assert not reads_val("steered")
+    assert not reads_val(None)
+
+
+@pytest.mark.parametrize(
+    ("returns", "message"),
+    [
+        (lambda x, y: x[:, :, :20], "of the shape that it gets"),
+        (lambda x, y: "nothing", "got str"),
+        (lambda x, y: (x, y + 1), "other ones, torch.int64"),
+        (lambda x, y: (x, y[:3]), "soft labels"),
+        (lambda x, y: (x, torch.ones(len(y), 10)), "sum to 1"),
+    ],
+)
+def test_other_shapes_and_labels_are_refused(batch, returns, message):
+    with pytest.raises(ValueError, match=message):
+        applied(returns, *batch)
+
+
+def test_soft_labels_of_other_classes_are_refused(model, data):
+    with pytest.raises(ValueError, match=r"soft labels must be like the logits, \(50, 10\), got \(50, 7\)"):
+        retrain(model, data["train"], RetrainConfig(steps=1), augment=lambda x, y: (x, torch.full((50, 7), 1 / 7)))
