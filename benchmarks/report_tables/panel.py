@@ -124,4 +124,4 @@ def _() -> str:
             shown = [f"**{means[a]:.1f}**" if means[a] == best else f"{means[a]:.1f}" for a in means]
             lines.append([name, *shown, str(min(len(arms[a]) for a in means))])
     head = ["test error %", *list(PANEL_ARMS.values())[:4], "seeds"]
-    return markdown(head, lines)
+    return markdown(head, lines) + panel_caption("Mean over the seeds.", rows)
