@@ -375,8 +375,8 @@ class Augmenter(PretrainedMixin):
             flow = whole if flow is None else flow + whole
         if flow is not None:
             if draw.size != (side, side):
-                height, width = ((length - 1) / (side - 1) for length in draw.size)
-                flow = flow * flow.new_tensor([width, height])[:, None, None]
+                (x, y), (height, width) = flow.split(1, dim=1), draw.size
+                flow = torch.cat([x * (width - 1), y * (height - 1)], dim=1) / (side - 1)
             draw = Draw(draw.size, flow, draw.coarse_color, draw.low, draw.high, draw.smooth)
         if fields.color is not None:
             draw = Draw(draw.size, draw.coarse_flow, scaled(fields.color, 2), draw.low, draw.high, draw.smooth)

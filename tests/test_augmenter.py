@@ -297,7 +297,8 @@ def test_compiles_without_graph_breaks_to_the_same_result(backend, variant):
     x = images(4, augmenter.config, (40, 40))
     noise = augmenter.draw_noise(4)
     compiled = torch.compile(augmenter, fullgraph=True, backend=backend)
-    torch.testing.assert_close(compiled(x, noise), augmenter(x, noise), atol=1e-5, rtol=1e-5)
+    # Compiled, the images are warped before they are recolored.
+    torch.testing.assert_close(compiled(x, noise), augmenter(x, noise), atol=5e-5, rtol=0)
     assert not torch.equal(compiled(x), compiled(x))
     for batch in (3, 2):  # which makes the number of samples a variable
         assert compiled(x[:batch]).shape == (batch, 3, 40, 40)

@@ -17,7 +17,7 @@ def pixels(k, size=32):
 
 
 class Pictures(Dataset):
-    classes = ["a", "b"]
+    classes = ("a", "b")
 
     def __init__(self, kind="tuple", n=24, size=32):
         self.kind, self.n, self.size = kind, n, size
@@ -81,18 +81,23 @@ def test_sizes_may_differ_and_single_samples_work(augment):
     assert image.dtype == torch.uint8
     assert label == 3
     assert len(data) == 24
-    assert data.classes == ["a", "b"]
+    assert data.classes == ("a", "b")
     assert AugmentedDataset(Pictures(), augment, dtype=torch.float32)[0][0].max() <= 1
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_differ_epochs_differ_and_the_seed_repeats(augment, context):
     class_ = Same()
 
     def run(seed):
         generator = torch.Generator().manual_seed(seed)
         loader = DataLoader(
-            AugmentedDataset(class_, augment), 4, num_workers=2, multiprocessing_context=context, generator=generator
+            AugmentedDataset(class_, augment),
+            4,
+            num_workers=2,
+            multiprocessing_context=context,
+            persistent_workers=True,
+            generator=generator,
         )
         return torch.cat([x for _ in range(2) for x, _ in loader])
 
@@ -126,7 +131,7 @@ def test_subsets_both_ways(augment):
 
 def test_torchvision_datasets_wrapped_for_v2(augment, tmp_path):
     fake = datasets.FakeData(8, (3, 32, 32), 10)
-    x, y = next(iter(DataLoader(AugmentedDataset(fake, augment), 4)))
+    x, _ = next(iter(DataLoader(AugmentedDataset(fake, augment), 4)))
     assert x.shape == (4, 3, 32, 32)
     assert x.dtype == torch.uint8
     (tmp_path / "i").mkdir()
@@ -188,7 +193,7 @@ def test_bad_data_is_refused(augment):
         AugmentedDataset(iter([1]), augment)
     with pytest.raises(TypeError, match="must be a LearnedAugment, got Augmenter"):
         AugmentedDataset([1], augment.augmenter)
-    with pytest.raises(TypeError, match="floating, got torch.uint8"):
+    with pytest.raises(TypeError, match=r"floating, got torch\.uint8"):
         AugmentedDataset([1], augment, dtype=torch.uint8)
     with pytest.raises(TypeError, match="expected an image"):
         AugmentedDataset([(1, 2)], augment)[0]

@@ -74,7 +74,7 @@ def _spline(points: int, length: int) -> Tensor:
     Like linear interpolation it gives a constant and a linear sequence of points back, and the points at the border
     themselves; it has no kinks, and does not pass through the inner points.
     """
-    at = torch.linspace(0, points - 1, length, dtype=torch.float64)
+    at = _spread(length, points, torch.float64)
     cell = at.floor().clamp(max=max(0, points - 2))
     t = (at - cell)[:, None]
     weights = torch.cat([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], 1) / 6
@@ -91,10 +91,17 @@ def identity_grid(
     h: int, w: int, height: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The identity in grid_sample's units at h x w points (2, h, w); and what a pixel is in these units (2, 1, 1)."""
-    x = torch.linspace(1 / width - 1, 1 - 1 / width, w, dtype=dtype, device=device)
-    y = torch.linspace(1 / height - 1, 1 - 1 / height, h, dtype=dtype, device=device)
-    scale = torch.tensor([2 / width, 2 / height], dtype=dtype, device=device)
+    # Sizes only multiply and divide tensors, so that they may be left open in an export.
+    x = (2 * _spread(w, width, dtype, device) + 1) / width - 1
+    y = (2 * _spread(h, height, dtype, device) + 1) / height - 1
+    pixel = torch.full((1,), 2.0, dtype=dtype, device=device)
+    scale = torch.cat([pixel / width, pixel / height])
     return torch.stack(torch.meshgrid(x, y, indexing="xy")), scale[:, None, None]
+
+
+def _spread(points: int, length: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """Positions (points,) from 0 to length - 1."""
+    return torch.arange(points, dtype=dtype, device=device) * (length - 1) / max(points - 1, 1)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ def pooled(images: Tensor, side: int) -> Tensor:
 def _parts(side: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(side, length): the share of each of `length` pixels in the mean over each of `side` equal parts."""
     pixel = torch.arange(length, dtype=dtype, device=device)
-    start = torch.arange(side, dtype=dtype, device=device)[:, None] * length / side
+    ends = torch.arange(side + 1, dtype=dtype, device=device)[:, None] * length / side
     # How much of the pixel lies in the part.
-    share = torch.minimum(pixel + 1, start + length / side) - torch.maximum(pixel, start)
+    share = torch.minimum(pixel + 1, ends[1:]) - torch.maximum(pixel, ends[:-1])
     return share.clamp(min=0) * side / length
