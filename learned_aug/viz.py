@@ -342,7 +342,7 @@ def interval_chart(rows: Mapping[str, Sequence[float]], margins: Mapping[str, fl
             axis.errorbar(mean, place, xerr=margin, color="C0", capsize=3)
         axis.plot(mean, place, "o", color="C0")
     axis.set_yticks(range(len(rows)), list(rows), fontsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel(what, fontsize=8)
     axis.tick_params(labelsize=8)
     axis.grid(axis="x", alpha=0.3)

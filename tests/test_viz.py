@@ -18,6 +18,7 @@ from learned_aug.viz import (
     fit_curves,
     flow_colors,
     influence_scatter,
+    interval_chart,
     tau_traversal,
 )
 
@@ -247,3 +248,13 @@ def test_figures_without_matplotlib_name_the_extra(monkeypatch, draw):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"learned-aug\[viz\]"):
         draw()
+
+
+def test_intervals_are_drawn_by_row_and_left_out_where_there_is_none():
+    (axis,) = interval_chart({"one": [1.0, 3.0], "two": [4.0]}, {"one": 0.5, "two": math.nan}, what="%").axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["one", "two"]
+    means = [line.get_xdata() for line in axis.lines if line.get_marker() == "o"]
+    assert [float(x[0]) for x in means] == [2.0, 4.0]
+    assert len(axis.containers) == 1
+    low, high = axis.get_ylim()
+    assert low > high  # the first row is at the top

@@ -320,5 +320,5 @@ def _next(args: argparse.Namespace) -> str:
         if values := getattr(args, name):
             words += [f"--{name}", *map(str, values)]
     words += ["--steps", str(args.train_steps)] if args.train_steps is not None else []
-    words += ["--augmenter", str(args.out / "augmenter"), "--out", str(args.out / "comparison")]
+    words += ["--out", str(args.out / "comparison"), "--augmenter", str(args.out / "augmenter")]
     return plain(shlex.join(words))
