@@ -339,7 +339,11 @@ class Augmenter(PretrainedMixin):
         return cast(list[EncoderGenerator], list(self.stages))
 
     def encode(self, stage: EncoderGenerator, images: Tensor) -> Code:
-        """Codes of images of any size."""
+        """Codes of images of any size.
+
+        Raises:
+            ValueError: if an image holds NaN, infinity or numbers that overflow (checked on the CPU only).
+        """
         shrink = pooled if self.config.encoder == "linear" else shrunk
         small = shrink(at_least_float32(images), self.config.encoder_side).to(self._weight.dtype)
         code: Code = stage.encoder(small)
@@ -357,10 +361,11 @@ class Augmenter(PretrainedMixin):
         """Add what one pair's fields, in pixels of the training size, do to images of the draw's size."""
         side = self.config.size
 
+        factors = None if strengths is None else strengths[:, :, None, None, None]
+
         def scaled(field: Tensor, family: int) -> Tensor:
-            if strengths is not None:
-                factor = strengths[:, family] / UNITS[FAMILIES[family]]
-                field = field * factor[:, None, None, None]
+            if factors is not None:
+                field = field * (factors[:, family] * (1 / UNITS[FAMILIES[family]]))
             return field if isinstance(strength, float) and strength == 1 else field * strength
 
         flow: Tensor | None = None

@@ -68,7 +68,7 @@ class AugmentedDataset(Dataset[Any]):
             AttributeError: if it has no such attribute.
         """
         if name.startswith("__") or "dataset" not in self.__dict__:
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+            raise AttributeError(name)
         return getattr(self.dataset, name)
 
     def __getitem__(self, index: int) -> Any:

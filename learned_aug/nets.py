@@ -197,21 +197,30 @@ class Generator(nn.Module):
 
     def raw(self, codes: Tensor) -> Tensor:
         """Map codes (B, tau_dim) to unbounded, uncentered fields (B, C, side, side)."""
-        first, *rest = cast(list[nn.ConvTranspose2d], list(self.deconvs))
-        # On one pixel, or with one tap, a transposed convolution is a matrix product, which is faster. The channels are
-        # last, as in memory, so that the second product is one for all points of all images.
-        _, channels, height, width = first.weight.shape
-        x = (codes @ first.weight.permute(0, 2, 3, 1).flatten(1)).view(-1, channels) + bias_of(first)
+        _, *rest = cast(list[nn.ConvTranspose2d], list(self.deconvs))
+        x = self._hidden(codes)
         if rest[0].kernel_size == (1, 1):
-            last = rest[0]
-            x = F.leaky_relu_(x, SLOPE)
-            x = torch.addmm(bias_of(last), x, last.weight.flatten(1))
-            return x.view(-1, height, width, last.out_channels).permute(0, 3, 1, 2)
-        x = x.view(-1, height, width, channels).permute(0, 3, 1, 2)
-        for deconv in rest:
-            x = deconv(F.leaky_relu_(x, SLOPE))
+            return self._at_points(x, bias_of(rest[0]))
+        x = x.permute(0, 3, 1, 2)
+        for k, deconv in enumerate(rest):
+            x = deconv(F.leaky_relu_(x, SLOPE) if k else x)
         margin = (x.shape[-1] - self.side) // 2
         return x[..., margin : margin + self.side, margin : margin + self.side] if margin else x
+
+    # On one pixel, or with one tap, a transposed convolution is a product, which is faster. The channels are last,
+    # as in memory, so that the second product is one for all points of all images.
+    def _hidden(self, codes: Tensor) -> Tensor:
+        """What the first layer makes of codes, (B, h, w, C)."""
+        first = cast(nn.ConvTranspose2d, self.deconvs[0])
+        _, channels, height, width = first.weight.shape
+        x = (codes @ first.weight.permute(0, 2, 3, 1).flatten(1)).view(-1, channels) + bias_of(first)
+        return F.leaky_relu_(x, SLOPE).view(-1, height, width, channels)
+
+    def _at_points(self, x: Tensor, bias: Tensor) -> Tensor:
+        """What the second layer of a control grid makes of the first one's values."""
+        last = cast(nn.ConvTranspose2d, self.deconvs[1])
+        points = torch.addmm(bias, x.flatten(0, 2), last.weight.flatten(1))
+        return points.view(*x.shape[:3], last.out_channels).permute(0, 3, 1, 2)
 
     def drawn(self, tau: Tensor, mask: Tensor) -> Tensor:
         """Map codes and masks of dropout, (B, tau_dim) both, to raw fields, less those of the code without dropout.
@@ -219,8 +228,14 @@ class Generator(nn.Module):
         What the code alone does to an image is the same at each draw: not subtracted, it is a constant warp of this
         image, two thirds as long as all that a draw does.
         """
-        raw = self.raw(tau * mask.to(tau.dtype))
-        return raw - self.raw(tau) if self.config.centers else raw
+        code = tau * mask.to(tau.dtype)
+        if not self.config.centers:
+            return self.raw(code)
+        if self.config.fields == "pixel":
+            return self.raw(code) - self.raw(tau)
+        one, other = self._hidden(torch.cat([code, tau])).chunk(2)
+        # The second layer is linear, and its bias cancels; it keeps its gradient, 0, as parameters are expected to.
+        return self._at_points(one - other, 0 * bias_of(cast(nn.ConvTranspose2d, self.deconvs[1])))
 
     def forward(self, tau: Tensor, mask: Tensor | None = None) -> Fields:
         """Map codes, and masks of dropout unless it is applied, to the fields of each family at its unit."""

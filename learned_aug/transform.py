@@ -118,11 +118,17 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
 
     def forward(self, *inputs: Any) -> Any:
         """Transform a sample of any structure."""
-        with torch.no_grad():
+        # Of an image that comes as PIL and leaves as PIL no tensor is seen, which may cost less to make then.
+        alone = len(inputs) == 1 and isinstance(inputs[0], PIL.Image.Image)
+        with torch.inference_mode() if alone else torch.no_grad():
             return super().forward(*inputs)
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
-        """Refuse what torchvision would pass by in silence."""
+        """Refuse what torchvision would pass by in silence.
+
+        Raises:
+            TypeError: for arrays in the place of images, and where there is no image.
+        """
         for item in flat_inputs:
             if isinstance(item, np.ndarray) and item.ndim > 1:
                 raise TypeError(
@@ -142,10 +148,12 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         chosen = None if self.p == 1 else torch.rand(math.prod(lead)) < self.p
         if self.strength == 0 or (chosen is not None and not chosen.any()):
             return {}
+        pixels = self._pixels(image)
+        self._check_range(pixels)
         for item in flat_inputs:
-            if item is image or isinstance(item, IMAGES):
+            if item is not image and isinstance(item, IMAGES):
                 self._check_range(self._pixels(item))
-        normal = self._normalize(_unit(self._pixels(image)))
+        normal = self._normalize(_unit(pixels))
         video = isinstance(image, tv_tensors.Video)
         seen = normal[..., normal.shape[-4] // 2, :, :, :] if video else normal
         strength: float | Tensor = self.strength
@@ -218,7 +226,12 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         return {"drawn": _Drawn(drawn.draw.sample(index), ())}
 
     def _pixels(self, image: Any) -> Tensor:
-        """The tensor (..., C, H, W), uint8 or floating, of an image that fits the augmenter."""
+        """The tensor (..., C, H, W), uint8 or floating, of an image that fits the augmenter.
+
+        Raises:
+            ValueError: if it has other channels, more than 8 bits (PIL), or is on another device.
+            RuntimeError: in a DataLoader worker with the augmenter on a GPU.
+        """
         channels, device = self.augmenter.config.channels, self.augmenter.device
         if device.type == "cuda" and torch.utils.data.get_worker_info() is not None:
             raise RuntimeError(
@@ -324,7 +337,11 @@ def image_of(flat_inputs: list[Any]) -> Any:
 
 
 def _lead(image: Any) -> tuple[int, ...]:
-    """Leading dimensions of a batch: one draw for each entry; () for a single image or video."""
+    """Leading dimensions of a batch: one draw for each entry; () for a single image or video.
+
+    Raises:
+        TypeError: for a tensor that has too few dimensions to be an image.
+    """
     if isinstance(image, PIL.Image.Image):
         return ()
     needed = 4 if isinstance(image, tv_tensors.Video) else 3
@@ -337,7 +354,11 @@ def _lead(image: Any) -> tuple[int, ...]:
 
 
 def check_companions(flat_inputs: list[Any], image: Any, size: tuple[int, ...], lead: tuple[int, ...]) -> None:
-    """Check that what is transformed together has one size, one batch and, of PIL images, one mode."""
+    """Check that what is transformed together has one size, one batch and, of PIL images, one mode.
+
+    Raises:
+        ValueError: if it has not.
+    """
     for item in flat_inputs:
         if not isinstance(item, (*IMAGES, *LABELS)):
             continue

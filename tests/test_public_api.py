@@ -92,7 +92,7 @@ def test_public_submodules_are_attributes_of_the_package():
 
 def test_unknown_names_are_refused_with_those_that_there_are():
     with pytest.raises(
-        AttributeError, match=r"'learned_aug' has no attribute 'Augmentor'; it has Augmenter, .*retrain"
+        AttributeError, match=r"'learned_aug' has no attribute 'Augmentor'; it has AugmentedDataset, .*retrain"
     ):
         learned_aug.Augmentor  # noqa: B018
     with pytest.raises(ImportError, match="cannot import name 'pretrain'"):

@@ -2,9 +2,9 @@
 
     python benchmarks/throughput/throughput.py --out benchmarks/throughput/results/cpu.json
 
-Each round runs every contender, one after the other and from the same seed, so that a busy machine slows them alike.
+Each round runs every contender, in an order of its own and from the same seed, so that a busy machine slows them alike.
 Random policies cost what they drew, for each image (PIL) or for a whole batch (torchvision and kornia on tensors), so
-those that draw for a batch are called 8 times a round; speeds are ratios of mean times over all rounds, with 95 %
+those that draw for a batch are called 8 times a round; speeds are ratios of median times over all rounds, with 95 %
 intervals from resampling the rounds. Times are of the wall clock, and of the CPU for this process, which other
 processes disturb less. kornia (0.9) is measured if installed: `pip install kornia`.
 
@@ -35,7 +35,7 @@ import torchvision
 from torch import nn
 from torchvision.transforms import v2
 
-from learned_aug import Augmenter, AugmenterConfig, LearnedAugment
+from learned_aug import AugmentedDataset, Augmenter, AugmenterConfig, LearnedAugment
 
 try:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -45,7 +45,7 @@ try:
 except ImportError:
     kornia = None
 
-BATCH = {32: 256, 224: 16}
+BATCH = {32: 256, 64: 64, 224: 16}
 REFERENCES = [  # those that are there
     "TrivialAugmentWide, PIL each",
     "TrivialAugmentWide, uint8 batch, one draw",
@@ -82,6 +82,7 @@ def contenders(size: int, device: str, compile_too: bool) -> dict[str, Contender
     ours = augmenter(size, device)
     found = {
         "Augmenter, float batch": Contender(lambda: ours(floats), len(floats)),
+        "LearnedAugment, float batch": Contender(lambda: LearnedAugment(ours)(floats), len(floats)),
         "LearnedAugment, uint8 batch": Contender(lambda: LearnedAugment(ours)(bytes_), len(bytes_)),
     }
     if compile_too:
@@ -96,7 +97,15 @@ def contenders(size: int, device: str, compile_too: bool) -> dict[str, Contender
     }
     if device == "cpu":
         pil = [v2.functional.to_pil_image(image) for image in bytes_]
-        policies = {"LearnedAugment": LearnedAugment(ours), **policies}
+        wrapped, all_ = AugmentedDataset([(image, 0) for image in pil], LearnedAugment(ours)), range(len(pil))
+        found["AugmentedDataset, PIL to tensors"] = Contender(lambda: wrapped.__getitems__(all_), len(pil))
+        bilinear = v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)
+        policies = {
+            "LearnedAugment": LearnedAugment(ours),
+            **policies,
+            "TrivialAugmentWide, bilinear": bilinear,
+            "TrivialAugmentWide + ToImage": v2.Compose([v2.TrivialAugmentWide(), v2.ToImage()]),
+        }
         for name, policy in policies.items():
             some = pil[: {"AugMix": 16, "ElasticTransform + ColorJitter": 8 if size < 100 else 2}.get(name, 64)]
             call = lambda policy=policy, some=some: [policy(image) for image in some]  # noqa: E731
@@ -134,19 +143,22 @@ def seconds(function: Callable[[], object], device: str, calls: int = 1) -> tupl
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def ratio_of_means(above: list[float], below: list[float]) -> list[float]:
+def ratio_of_medians(above: list[float], below: list[float]) -> list[float]:
     """Of paired times, with a 95 % interval from resampling the pairs."""
     pairs = torch.tensor([above, below], dtype=torch.float64)
     chosen = torch.randint(len(above), (10_000, len(above)), generator=torch.Generator().manual_seed(0))
-    top, bottom = pairs[:, chosen].mean(2)
+    top, bottom = pairs[:, chosen].quantile(0.5, dim=2)
     low, high = (top / bottom).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return [round(float(value), 3) for value in (pairs[0].mean() / pairs[1].mean(), low, high)]
+    first, second = pairs.quantile(0.5, dim=1)
+    return [round(float(value), 3) for value in (first / second, low, high)]
 
 
 def measure(found: dict[str, Contender], rounds: int, device: str) -> dict:
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in found}
     for k in range(rounds + 1):  # the first warms up
-        for name, contender in found.items():
+        order = list(found.items())
+        random.Random(k).shuffle(order)
+        for name, contender in order:
             torch.manual_seed(k)
             random.seed(k)
             spent = seconds(contender.call, device, contender.calls)
@@ -156,17 +168,15 @@ def measure(found: dict[str, Contender], rounds: int, device: str) -> dict:
     result = {}
     for name in found:
         result[name] = {
-            "mean_microseconds_per_image": round(statistics.mean(walls[name]) * 1e6, 1),
             "microseconds_per_image": round(statistics.median(walls[name]) * 1e6, 1),
             "quartiles": [round(q * 1e6, 1) for q in statistics.quantiles(walls[name], n=4)[::2]],
-            "cpu_mean_microseconds_per_image": round(statistics.mean(cpus[name]) * 1e6, 1),
-            "images_per_second": round(1 / statistics.mean(walls[name])),
+            "cpu_microseconds_per_image": round(statistics.median(cpus[name]) * 1e6, 1),
         }
         for reference in REFERENCES:
             if reference in found:
-                of_means = ratio_of_means(walls[reference], walls[name])
-                of_cpu_means = ratio_of_means(cpus[reference], cpus[name]) if device == "cpu" else None
-                result[name][f"speed over {reference}"] = {"wall": of_means, "cpu": of_cpu_means}
+                of_walls = ratio_of_medians(walls[reference], walls[name])
+                of_cpus = ratio_of_medians(cpus[reference], cpus[name]) if device == "cpu" else None
+                result[name][f"speed over {reference}"] = {"wall": of_walls, "cpu": of_cpus}
     return result
 
 
@@ -258,12 +268,15 @@ def main() -> None:
         results = report["results"][str(size)] = measure(
             contenders(size, args.device, args.compile), args.rounds, args.device
         )
-        print(f"\n{size} px, batches of {BATCH[size]}; mean microseconds per image; times as fast as ... [95 %]")
+        print(f"\n{size} px, batches of {BATCH[size]}; median microseconds per image; times as fast as ... [95 %]")
         for name, r in results.items():
             clock = "cpu" if args.device == "cpu" and args.threads == 1 else "wall"
             speeds = {k.removeprefix("speed over "): v[clock] for k, v in r.items() if k.startswith("speed over")}
             shown = "   ".join(f"{k} x {v[0]:.2f} [{v[1]:.2f}, {v[2]:.2f}]" for k, v in speeds.items())
-            print(f"{name:45s} {r['mean_microseconds_per_image']:10.1f}   {shown}", flush=True)
+            print(
+                f"{name:45s} {r['cpu_microseconds_per_image' if clock == 'cpu' else 'microseconds_per_image']:10.1f}   {shown}",
+                flush=True,
+            )
     if args.steps:
         report["training_steps"] = training_steps(args.device, args.steps, report["results"])
     report["load_after"] = os.getloadavg()

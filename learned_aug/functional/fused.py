@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learned_aug.functional.fields import identity_grid, interpolation, without_autocast
+from learned_aug.functional.fields import constant, identity_grid, interpolation, without_autocast
 from learned_aug.functional.images import is_full, recolor
 
 __all__ = ["augmented"]
@@ -73,7 +73,9 @@ def augmented(
             out[here] = x
         else:
             low, high = _bounds(source, bounds)
-            out[here] = torch.clamp(x, low, high)  # type: ignore[arg-type]  # two numbers, or two tensors
+            torch.clamp(x, low, high, out=out[here] if raw is None else x)  # type: ignore[arg-type]  # two of a kind
+            if raw is not None:
+                out[here] = x
     return out
 
 
@@ -120,8 +122,7 @@ class _Filter:
         if not self.whole:
             self.color = torch.cat([weight, bias], 1) if as_bytes else color
         elif self.full:
-            identity = torch.eye(channels, dtype=color.dtype)
-            self.weight = weight.reshape(-1, channels, channels) + identity
+            self.weight = weight.reshape(-1, channels, channels) + _identity_matrix(channels, color.dtype)
             self.bias = bias.flatten(2)
         else:
             self.weight, self.bias = 1 + weight, bias
@@ -134,12 +135,18 @@ class _Filter:
             torch.addcmul(self.bias[here], self.weight[here], images, out=out)
 
 
+@constant
+def _identity_matrix(size: int, dtype: torch.dtype) -> Tensor:
+    """The identity, (size, size)."""
+    return torch.eye(size, dtype=dtype)
+
+
 def _bounds(
     images: Tensor, bounds: tuple[tuple[float, ...], tuple[float, ...]]
 ) -> tuple[float, float] | tuple[Tensor, Tensor]:
     if len(bounds[0]) == len(bounds[1]) == 1:  # one pass where, as is usual, the images are within them
-        ((low,), (high,)), (least, largest) = bounds, images.aminmax()
-        if least >= low and largest <= high:
+        ((low,), (high,)) = bounds
+        if images.amin() >= low and images.amax() <= high:  # two thirds of the time of aminmax
             return low, high
     return widened(images, bounds)
 
