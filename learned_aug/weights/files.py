@@ -238,7 +238,7 @@ def _config(data: bytes) -> AugmenterConfig:
         raise ValueError(f"expected a JSON object, got {type(values).__name__}")
     config = AugmenterConfig.from_dict(values)
     if missing := sorted(config.to_dict().keys() - values.keys()):  # a default of this release is not what was meant
-        raise ValueError(f"it lacks {', '.join(missing)}")
+        raise ValueError(f"it must have every field, got none called {', '.join(missing)}")
     return config
 
 

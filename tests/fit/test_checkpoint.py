@@ -239,7 +239,7 @@ def test_resumed_bar_starts_at_the_step(fitted, capsys):
     fitted(progress=True)
     shown = capsys.readouterr().err
     assert "features" not in shown
-    assert "pretrain" not in shown
+    assert "pretrain:" not in shown
     assert "maximize: 3/3" in shown
 
 

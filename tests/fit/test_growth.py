@@ -84,7 +84,7 @@ def test_growth_changes_what_is_learned_and_leaves_the_augmenter_at_full_resolut
             stage = Pretraining(start(), tap, streams(), streams(), config, seed=0)
             stage.run(lambda _: None)
         ends.append(stage.augmenter)
-    assert not torch.equal(*(end.stages[0].encoder.convs[0].weight for end in ends))
+    assert not torch.equal(*(end.stages[0].encoder.layers[0].weight for end in ends))
     assert all(end.stages[0].generator.level == math.inf for end in ends)
 
 
