@@ -237,7 +237,7 @@ def training_steps(device: str, rounds: int, augmentation: dict) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 224], choices=list(BATCH))
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(BATCH), choices=list(BATCH))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -273,10 +273,8 @@ def main() -> None:
             clock = "cpu" if args.device == "cpu" and args.threads == 1 else "wall"
             speeds = {k.removeprefix("speed over "): v[clock] for k, v in r.items() if k.startswith("speed over")}
             shown = "   ".join(f"{k} x {v[0]:.2f} [{v[1]:.2f}, {v[2]:.2f}]" for k, v in speeds.items())
-            print(
-                f"{name:45s} {r['cpu_microseconds_per_image' if clock == 'cpu' else 'microseconds_per_image']:10.1f}   {shown}",
-                flush=True,
-            )
+            own = r["cpu_microseconds_per_image" if clock == "cpu" else "microseconds_per_image"]
+            print(f"{name:45s} {own:10.1f}   {shown}", flush=True)
     if args.steps:
         report["training_steps"] = training_steps(args.device, args.steps, report["results"])
     report["load_after"] = os.getloadavg()
