@@ -233,7 +233,7 @@ class Generator(nn.Module):
             return self.raw(code)
         if self.config.fields == "pixel":
             return self.raw(code) - self.raw(tau)
-        one, other = self._hidden(torch.cat([code, tau])).chunk(2)
+        one, other = self._hidden(torch.stack([code, tau]).flatten(0, 1)).unflatten(0, (2, -1)).unbind(0)
         # The second layer is linear, and its bias cancels; it keeps its gradient, 0, as parameters are expected to.
         return self._at_points(one - other, 0 * bias_of(cast(nn.ConvTranspose2d, self.deconvs[1])))
 
