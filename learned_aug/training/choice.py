@@ -110,8 +110,9 @@ class DrawChoice:
         """Return augmented copies of (B, C, H, W) with labels (B,) or (B, K), the best of the candidates for each.
 
         Raises:
-            ValueError: if a source changes shapes, dtypes or labels.
+            ValueError: if labels do not fit, or a source changes shapes, dtypes or labels.
         """
+        self.reader.check(images, labels, steers=False)
         if self.calls % self.every == 0:
             self.reader.renew()
         count = len(images)

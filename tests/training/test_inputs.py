@@ -52,6 +52,18 @@ LABELS = {
 
 
 @pytest.mark.parametrize("name", LABELS)
+def test_a_choice_refuses_the_same_labels_at_its_first_batch(name):
+    labels, message = LABELS[name]
+    with pytest.raises(ValueError, match=message):
+        DrawChoice(small(), [prior(X), prior(X, seed=1)])(X, labels)
+
+
+def test_a_choice_refuses_a_model_of_one_output():
+    with pytest.raises(ValueError, match="at least 2 classes, got 1"):
+        DrawChoice(small(1), [prior(X)])(X, torch.zeros(32, dtype=torch.long))
+
+
+@pytest.mark.parametrize("name", LABELS)
 @pytest.mark.parametrize("warmup", [0, 20])
 def test_labels_that_do_not_fit_are_refused_at_the_first_batch(name, warmup):
     labels, message = LABELS[name]
