@@ -73,6 +73,9 @@ def recolor(images: Tensor, color: Tensor) -> Tensor:
     return result.to(images.dtype)
 
 
+SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+
 def warp_mask(masks: Tensor, flow: Tensor, *, smooth: bool = False) -> Tensor:
     """Sample masks where the flow points, nearest pixel; outside the image its border is repeated, as in :func:`warp`.
 
@@ -90,7 +93,8 @@ def warp_mask(masks: Tensor, flow: Tensor, *, smooth: bool = False) -> Tensor:
     y = (d[:, 1] + torch.arange(height, device=d.device)[:, None]).round().long().clamp(0, height - 1)
     batch, channels = len(masks), masks.shape[1:-2].numel()
     index = (y * width + x).view(batch, 1, height * width).expand(-1, channels, -1)
-    return masks.reshape(batch, channels, height * width).gather(2, index).view(masks.shape)
+    bits = masks.view(SIGNED.get(masks.dtype, masks.dtype))  # of these torch 2.6 gathers none on a CPU
+    return bits.reshape(batch, channels, height * width).gather(2, index).view(masks.shape).view(masks.dtype)
 
 
 def shrunk(images: Tensor, side: int) -> Tensor:

@@ -76,7 +76,7 @@ def test_the_picture_has_a_panel_for_each_family():
     )
     figure = curves.figure()
     assert [axis.get_xlabel() for axis in figure.axes] == ["warp", "color"]
-    assert "color of 0.3 and more" in figure.get_suptitle()
+    assert "color of 0.3 and more" in figure._suptitle.get_text()
 
 
 @pytest.mark.parametrize("levels", [(), (0.0,), (-1.0, 1.0), (float("nan"),)])
