@@ -239,3 +239,13 @@ def test_families_add_up_in_one_warp():
 def test_default_config_draws_all_three_families():
     assert AugmenterConfig().draws_strength
     assert all(isinstance(strength, tuple) for strength in AugmenterConfig().strengths)
+
+
+@pytest.mark.parametrize("form", [{}, {"tau_dim": 16}, {"tau_dropout": 0.2}, {"control_points": 8}], ids=str)
+def test_dark_images_calibrate_the_filter_that_bright_ones_do(form):
+    config = AugmenterConfig(affine=0.0, warp=0.0, color=0.1, **form)
+    x = images(40, config) / 10
+    augmenter = Augmenter(config, generator=seeded()).calibrate_(x, generator=seeded(1))
+    gray = torch.linspace(0, 1, x[0, 0].numel()).view_as(x[:1, :1]).expand_as(x)
+    one, other = (recolor(gray, augmenter.draw(x, generator=seeded(s)).coarse_color) for s in (2, 3))  # not clamped
+    assert (one - other).abs().mean() == pytest.approx(0.1, rel=0.2)
