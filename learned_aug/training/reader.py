@@ -15,7 +15,7 @@ from learned_aug.influence.head import HeadTap, check_differentiable, collect, f
 from learned_aug.influence.problem import Head
 from learned_aug.influence.s_val import InfluenceConfig, solve_s_val
 from learned_aug.influence.scores import influence_up
-from learned_aug.runtime.checks import check_class_range, check_labels, check_targets
+from learned_aug.runtime.checks import check_class_range, check_targets
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.stream import Stream
 
@@ -103,9 +103,7 @@ class Reader:
             raise ValueError(
                 f"labels must be one per image, {images.shape[0]}, got {tuple(labels.shape)}; pass those of this batch"
             )
-        if self.by == "influence":
-            check_labels(labels, len(images))
-        elif self.loss is None:
+        if self.by == "influence" or self.loss is None:
             check_targets(labels, len(images), values=looks)
         if first and len(images):
             self._check_model(images[:16], labels[:16], steers)

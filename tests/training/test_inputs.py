@@ -72,12 +72,15 @@ def test_labels_that_do_not_fit_are_refused_at_the_first_batch(name, warmup):
 
 
 @pytest.mark.parametrize("name", ["a column", "one-hot integers", "names", "floats"])
-def test_influence_takes_class_indices_alone(name):
+def test_influence_refuses_labels_as_the_loss_does(name):
     labels, message = LABELS[name]
     with pytest.raises(ValueError, match=message):
         SteeredDraws(small(), **DATA)(X, labels)
-    with pytest.raises(ValueError, match="mixing of labels"):
-        SteeredDraws(small(), **DATA)(X, torch.full((32, CLASSES), 0.25))
+
+
+def test_influence_takes_soft_labels():
+    soft = F.one_hot(Y, CLASSES) * 0.9 + 0.1 / CLASSES
+    assert SteeredDraws(small(), warmup=0, **DATA)(X, soft).shape == X.shape
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
