@@ -29,6 +29,7 @@ from typing import Any
 import torch
 import torchvision
 from cells import CELLS, Cell, batches, fold
+from paired import compare
 from scipy import stats
 from torch import nn
 from torchvision.transforms import v2
@@ -102,9 +103,8 @@ def table(rows: list[dict[str, Any]], key: str = "test_error") -> str:
             line = f"{cell:14}{arm:20}{len(values):2}  {mean:5.2f} +- {spread:5.2f}"
             pairs = [values[s] - prior[s] for s in values.keys() & prior.keys()]
             if arm != "prior" and len(pairs) > 1:
-                low, high = stats.t.interval(0.95, len(pairs) - 1, stats.tmean(pairs), stats.sem(pairs))
-                better = sum(d < 0 for d in pairs)
-                line += f"  {stats.tmean(pairs):+6.2f} [{low:+6.2f}, {high:+6.2f}]   {better} of {len(pairs)}"
+                mean, low, high, _ = compare(pairs)
+                line += f"  {mean:+6.2f} [{low:+6.2f}, {high:+6.2f}]   {sum(d < 0 for d in pairs)} of {len(pairs)}"
             lines.append(line)
     return "\n".join(lines)
 

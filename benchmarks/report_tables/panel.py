@@ -39,6 +39,7 @@ PANEL_ARMS = {
     "reversed": "steered, reversed",
     "ungated": "steered, no gate",
 }
+MAIN, CONTROLS = list(PANEL_ARMS)[:4], list(PANEL_ARMS)[4:]
 Errors = dict[str, dict[str, dict[int, float]]]  # percent, by cell, arm and seed
 
 
@@ -74,17 +75,17 @@ def difference(one: Mapping[int, float], other: Mapping[int, float]) -> str:
 
 @table("panel")
 def _() -> str:
-    rows = [row for row in panel_rows() if row["arm"] in list(PANEL_ARMS)[:4]]
+    rows = [row for row in panel_rows() if row["arm"] in MAIN]
     if not rows:
         return "*No results yet.*\n"
     errors, lines = panel_errors(rows), []
     for cell, name in PANEL_CELLS.items():
         if cell in errors:
             arms = errors[cell]
-            shown = [mean_std(list(arms[arm].values())) if arm in arms else "" for arm in list(PANEL_ARMS)[:4]]
+            shown = [mean_std(list(arms[arm].values())) if arm in arms else "" for arm in MAIN]
             others = [difference(arms["steered"], arms[arm]) for arm in ("prior", "TrivialAugmentWide")]
             lines.append([name, *shown, *others])
-    head = ["data, labels per class", *list(PANEL_ARMS.values())[:4], "steered minus prior", "steered minus TAW"]
+    head = ["data, labels per class", *(PANEL_ARMS[arm] for arm in MAIN), "steered minus prior", "steered minus TAW"]
     text = (
         "Test error %, mean ± standard deviation over seeds; differences in points, paired by seed, with 95 % "
         "t-intervals, and the seeds in which steering is better."
@@ -97,14 +98,14 @@ def _() -> str:
     rows = panel_rows()
     errors, lines = panel_errors(rows), []
     for cell, name in PANEL_CELLS.items():
-        for arm in list(PANEL_ARMS)[4:]:
+        for arm in CONTROLS:
             if arm in errors[cell]:
                 mean = mean_std(list(errors[cell][arm].values()))
                 others = [difference(errors[cell][arm], errors[cell][other]) for other in ("prior", "steered")]
                 lines.append([name, PANEL_ARMS[arm], mean, *others])
     if not lines:
         return "*No results yet.*\n"
-    used = [row for row in rows if row["arm"] in list(PANEL_ARMS)[4:]]
+    used = [row for row in rows if row["arm"] in CONTROLS]
     return markdown(["data, labels per class", "arm", "error %", "minus prior", "minus steered"], lines) + (
         panel_caption("Controls, as in the table above.", used)
     )
@@ -112,18 +113,18 @@ def _() -> str:
 
 @table("panel-short")
 def _() -> str:
-    rows = [row for row in panel_rows() if row["arm"] in list(PANEL_ARMS)[:4]]
+    rows = [row for row in panel_rows() if row["arm"] in MAIN]
     if not rows:
         return "*No results yet.*\n"
     errors, lines = panel_errors(rows), []
     for cell, name in PANEL_CELLS.items():
         if cell in errors:
-            arms = [errors[cell][arm] for arm in list(PANEL_ARMS)[:4]]
+            arms = [errors[cell][arm] for arm in MAIN]
             seeds = set(arms[0]).intersection(*arms)
             if not seeds:
                 continue
             means = [statistics.mean(arm[seed] for seed in seeds) for arm in arms]
             shown = [f"**{mean:.1f}**" if mean == min(means) else f"{mean:.1f}" for mean in means]
             lines.append([name, *shown, str(len(seeds))])
-    head = ["test error %", *list(PANEL_ARMS.values())[:4], "seeds"]
+    head = ["test error %", *(PANEL_ARMS[arm] for arm in MAIN), "seeds"]
     return markdown(head, lines) + panel_caption("Mean over the seeds that all four have.", rows)
