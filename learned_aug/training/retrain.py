@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from learned_aug.influence.head import borrowed
 from learned_aug.runtime.checks import check_at_least, check_at_most_one, check_class_range, check_labels
@@ -32,7 +32,7 @@ class RetrainConfig:
     batch_size: int = 50
     """Images per step, where the data are a Dataset (ours)."""
     lr: float = 0.05
-    """Peak learning rate: it rises for a tenth of the steps, then falls as a cosine to 0 (ours)."""
+    """Peak learning rate of the one-cycle schedule (ours)."""
     momentum: float = 0.9
     """Nesterov momentum of SGD (ours)."""
     weight_decay: float = 5e-4
@@ -41,8 +41,9 @@ class RetrainConfig:
     """Label smoothing of the loss, in [0, 1]."""
     make_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
     """From the parameters to an optimizer, in place of SGD with the three settings above."""
-    make_schedule: Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler] | None = None
-    """From optimizer and number of steps to a schedule, stepped once a batch, in place of the rise and cosine."""
+    make_schedule: Callable[[torch.optim.Optimizer, int], LRScheduler] | None = None
+    """From optimizer and number of steps to a schedule, stepped once a batch, in place of the one-cycle schedule: from
+    1/25 of the peak up for 30 % of the steps, then down to nearly 0, both as a cosine."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -60,7 +61,7 @@ def retrain(
     seed: int = 0,
     on_event: OnEvent | None = None,
 ) -> None:
-    """Train `model`, in place, by SGD with Nesterov momentum; the learning rate rises for a tenth and falls to 0.
+    """Train `model`, in place, by SGD with Nesterov momentum and the one-cycle learning rate.
 
     The loss is the cross-entropy, to class indices or soft labels.
 
@@ -122,7 +123,7 @@ def retrain(
 
 def _optimizer(
     model: nn.Module, config: RetrainConfig
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+) -> tuple[torch.optim.Optimizer, LRScheduler]:
     optimizer: torch.optim.Optimizer
     if config.make_optimizer is not None:
         optimizer = config.make_optimizer(model.parameters())
@@ -136,10 +137,9 @@ def _optimizer(
         )
     if config.make_schedule is not None:
         return optimizer, config.make_schedule(optimizer, config.steps)
-    rise = max(1, config.steps // 10)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / rise, 0.5 + 0.5 * math.cos(math.pi * step / config.steps))
-    )
+    # One step more than are taken, for the rate after the last of a cycle is nearly 0.
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    return optimizer, OneCycleLR(optimizer, peaks, total_steps=config.steps + 1, cycle_momentum=False)
 
 
 def _soft(labels: Tensor, logits: Tensor) -> Tensor:
