@@ -121,9 +121,7 @@ def retrain(
     model.eval()
 
 
-def _optimizer(
-    model: nn.Module, config: RetrainConfig
-) -> tuple[torch.optim.Optimizer, LRScheduler]:
+def _optimizer(model: nn.Module, config: RetrainConfig) -> tuple[torch.optim.Optimizer, LRScheduler]:
     optimizer: torch.optim.Optimizer
     if config.make_optimizer is not None:
         optimizer = config.make_optimizer(model.parameters())
