@@ -100,6 +100,26 @@ def test_any_number_of_steps_trains(steps):
     assert rates == list(range(1, steps + 1))
 
 
+def test_the_rate_rises_to_each_groups_peak_and_falls_to_nearly_zero():
+    made = []
+
+    def optimizer(parameters):
+        weight, bias = parameters
+        made.append(torch.optim.SGD([{"params": [weight], "lr": 0.2}, {"params": [bias], "lr": 0.1}]))
+        return made[0]
+
+    rates = []
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    data = TensorDataset(torch.rand(8, 1, 2, 2), torch.arange(8) % 2)
+    config = RetrainConfig(steps=40, make_optimizer=optimizer)
+    retrain(model, data, config, on_event=lambda event: rates.append([g["lr"] for g in made[0].param_groups]))
+    weight, bias = (torch.tensor(rate) for rate in zip(*rates, strict=True))
+    assert weight.max() == pytest.approx(0.2, rel=0.02)
+    assert 0.2 < weight.argmax() / len(rates) < 0.4
+    assert weight[-1] < 0.001
+    torch.testing.assert_close(weight, 2 * bias)
+
+
 def test_evaluating_a_model_in_training_leaves_it_as_it_was(model, data):
     model.train()
     before = {name: t.clone() for name, t in model.state_dict().items()}
