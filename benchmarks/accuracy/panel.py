@@ -35,6 +35,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from learned_aug import RetrainConfig, SteeredDraws, evaluate, retrain
+from learned_aug.training import UNSTEERED
 from learned_aug.training.arms import each
 
 HERE = Path(__file__).parent
@@ -42,8 +43,10 @@ HERE = Path(__file__).parent
 ARMS: dict[str, Callable[[nn.Module, int], Any]] = {
     "baseline": lambda model, seed: None,
     "TrivialAugmentWide": lambda model, seed: each(v2.TrivialAugmentWide()),
-    "prior": lambda model, seed: SteeredDraws(model, tilt=0, seed=seed),
+    "prior": lambda model, seed: SteeredDraws(model, seed=seed, **UNSTEERED),
     "steered": lambda model, seed: SteeredDraws(model, seed=seed),
+    "constant": lambda model, seed: SteeredDraws(model, share=0.5, strength=1.0, seed=seed),
+    "untilted": lambda model, seed: SteeredDraws(model, tilt=0, seed=seed),
     "reversed": lambda model, seed: SteeredDraws(model, tilt=-3, seed=seed),
     "ungated": lambda model, seed: SteeredDraws(model, gate=0, seed=seed),
 }
