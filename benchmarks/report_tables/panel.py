@@ -36,6 +36,8 @@ PANEL_ARMS = {
     "TrivialAugmentWide": "TrivialAugmentWide",
     "prior": "prior",
     "steered": "steered",
+    "constant": "steered, share and strength constant",
+    "untilted": "share and strength alone",
     "reversed": "steered, reversed",
     "ungated": "steered, no gate",
 }
