@@ -77,8 +77,17 @@ def train(job: Job) -> dict[str, Any]:
         "test_error": test_error,
         "test_loss": test_loss,
         "seconds": round(seconds, 1),
+    }
+
+
+def source() -> dict[str, Any]:
+    """What made a row of a results file."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+    return {
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         "device": f"cpu, 1 thread, {platform.machine()}",
+        "command": " ".join(["python", *(os.path.relpath(sys.argv[0]), *sys.argv[1:])]),
+        "commit": commit,
     }
 
 
@@ -147,12 +156,11 @@ def main() -> None:
             if identity({"cell": job[0], "arm": job[2], "seed": job[3], "settings": dataclasses.asdict(job[1])})
             not in done
         ]
-        command = " ".join(["python", *(os.path.relpath(sys.argv[0]), *sys.argv[1:])])
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+        made = source()  # before the trainings, in which the checkout may change
         context = multiprocessing.get_context("spawn")
         with context.Pool(args.jobs) as pool, args.results.open("a") as file:
             for k, row in enumerate(pool.imap_unordered(train, jobs), 1):
-                file.write(json.dumps({**row, "command": command, "commit": commit}) + "\n")
+                file.write(json.dumps({**row, **made}) + "\n")
                 file.flush()
                 print(
                     f"{k}/{len(jobs)} {row['cell']} {row['arm']} {row['seed']}: test {100 * row['test_error']:.2f} %, "
