@@ -22,7 +22,6 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +30,17 @@ import torchvision
 from cells import CELLS, Cell, batches, fold
 from paired import compare
 from scipy import stats
-from torch import nn
-from torchvision.transforms import v2
 
 from learned_aug import RetrainConfig, SteeredDraws, evaluate, retrain
-from learned_aug.training import UNSTEERED
-from learned_aug.training.arms import each
+from learned_aug.training.arms import Setting, build, describe
 
 HERE = Path(__file__).parent
-# From a fresh classifier and a seed to what retrain takes as `augment`.
-ARMS: dict[str, Callable[[nn.Module, int], Any]] = {
-    "baseline": lambda model, seed: None,
-    "TrivialAugmentWide": lambda model, seed: each(v2.TrivialAugmentWide()),
-    "prior": lambda model, seed: SteeredDraws(model, seed=seed, **UNSTEERED),
-    "steered": lambda model, seed: SteeredDraws(model, seed=seed),
-    "constant": lambda model, seed: SteeredDraws(model, share=0.5, strength=1.0, seed=seed),
-    "untilted": lambda model, seed: SteeredDraws(model, tilt=0, seed=seed),
-    "reversed": lambda model, seed: SteeredDraws(model, tilt=-3, seed=seed),
-    "ungated": lambda model, seed: SteeredDraws(model, gate=0, seed=seed),
+# Settings of steered draws that differ from the defaults: the controls.
+CONTROLS: dict[str, dict[str, Any]] = {
+    "constant": {"share": 0.5, "strength": 1.0},
+    "untilted": {"tilt": 0.0},
+    "reversed": {"tilt": -3.0},
+    "ungated": {"gate": 0.0},
 }
 MAIN = ["baseline", "TrivialAugmentWide", "prior", "steered"]
 Job = tuple[str, Cell, str, int, Path]
@@ -64,7 +56,9 @@ def train(job: Job) -> dict[str, Any]:
     config = RetrainConfig(steps=cell.steps, batch_size=cell.batch_size, lr=cell.lr)
     start = time.process_time()
     loader = batches(data.train, cell.batch_size, shuffle=True)
-    retrain(model, loader, config, augment=ARMS[arm](model, seed), seed=seed)
+    setting = Setting(model=model, make_model=lambda: data.model(cell.model), train=data.train, seed=seed)
+    augment = SteeredDraws(model, seed=seed, **CONTROLS[arm]) if arm in CONTROLS else build(arm, setting)
+    retrain(model, loader, config, augment=augment, seed=seed)
     seconds = time.process_time() - start
     val, test = (batches(part, 500, shuffle=False) for part in (data.val, data.test))
     (val_error, _), (test_error, test_loss) = evaluate(model, val), evaluate(model, test)
@@ -109,7 +103,7 @@ def table(rows: list[dict[str, Any]], key: str = "test_error") -> str:
         errors[row["cell"]][row["arm"]][row["seed"]] = 100 * row[key]
     lines = [f"{'cell':14}{'arm':20} n  error %         minus prior, points (95 %)   seeds better"]
     for cell, arms in errors.items():
-        for arm in sorted(arms, key=lambda a: list(ARMS).index(a)):
+        for arm in arms:
             values, prior = arms[arm], arms.get("prior", {})
             mean, spread = stats.tmean(list(values.values())), stats.tstd(list(values.values()))
             line = f"{cell:14}{arm:20}{len(values):2}  {mean:5.2f} +- {spread:5.2f}"
@@ -125,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="root folder of the data sets")
     parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=list(CELLS), help="(all)")
-    parser.add_argument("--arms", nargs="+", default=MAIN, choices=list(ARMS), help=f"({' '.join(MAIN)})")
+    parser.add_argument("--arms", nargs="+", default=MAIN, help=f"({' '.join(MAIN)})")
     parser.add_argument("--seeds", default="50-59", help="such as 50-59 (%(default)s)")
     parser.add_argument("--set", metavar="DIR", help="a folder below ROOT to run in place of the cells")
     for field in dataclasses.fields(Cell)[1:]:
@@ -139,6 +133,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "panel.jsonl")
     parser.add_argument("--report", action="store_true", help="only print the table")
     args = parser.parse_args()
+    for arm in set(args.arms) - CONTROLS.keys():
+        try:
+            describe(arm)
+        except ValueError as error:
+            parser.error(f"{error}; controls are {', '.join(CONTROLS)}")
     cells = {name: CELLS[name] for name in args.cells}
     if args.set:
         values = {field.name: getattr(args, field.name) for field in dataclasses.fields(Cell)[1:]}

@@ -41,6 +41,13 @@ PANEL_ARMS = {
     "reversed": "steered, reversed",
     "ungated": "steered, no gate",
 }
+# Arms that need no search and no further labels.
+RANKED = {
+    **dict(list(PANEL_ARMS.items())[:4]),
+    "RandAugment": "RandAugment",
+    "Mixup": "Mixup",
+    "CutMix": "CutMix",
+}
 MAIN, CONTROLS = list(PANEL_ARMS)[:4], list(PANEL_ARMS)[4:]
 Errors = dict[str, dict[str, dict[int, float]]]  # percent, by cell, arm and seed
 
@@ -111,6 +118,32 @@ def _() -> str:
     return markdown(["data, labels per class", "arm", "error %", "minus prior", "minus steered"], lines) + (
         panel_caption("Controls, as in the table above.", used)
     )
+
+
+@table("panel-rank")
+def _() -> str:
+    rows = [row for row in panel_rows() if row["arm"] in RANKED]
+    errors, shown = panel_errors(rows), {}
+    for cell in PANEL_CELLS:
+        arms = errors[cell]
+        seeds = set.intersection(*(set(arms[arm]) for arm in RANKED))
+        if seeds:
+            shown[cell] = ([statistics.mean(arms[arm][seed] for seed in seeds) for arm in RANKED], len(seeds))
+    if not shown:
+        return "*No results yet.*\n"
+    ranks = [[1 + sum(other < mean for other in means) for mean in means] for means, _ in shown.values()]
+    lines = []
+    for k, (arm, name) in enumerate(RANKED.items()):
+        cells = [
+            f"{means[k] - means[0]:+.1f}" if arm != "baseline" else f"{means[0]:.1f}" for means, _ in shown.values()
+        ]
+        lines.append([name, *cells, f"{statistics.mean(rank[k] for rank in ranks):.1f}"])
+    head = ["arm", *(f"{PANEL_CELLS[cell]} ({n})" for cell, (_, n) in shown.items()), "mean rank"]
+    text = (
+        "Test error % of the baseline, and mean paired differences to it in points, below 0 is better; the number of "
+        "seeds in brackets. The rank is that of the mean among all arms of the table."
+    )
+    return markdown(head, lines) + panel_caption(text, rows)
 
 
 @table("panel-short")
