@@ -133,11 +133,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "panel.jsonl")
     parser.add_argument("--report", action="store_true", help="only print the table")
     args = parser.parse_args()
-    for arm in set(args.arms) - CONTROLS.keys():
-        try:
+    try:
+        for arm in set(args.arms) - CONTROLS.keys():
             describe(arm)
-        except ValueError as error:
-            parser.error(f"{error}; controls are {', '.join(CONTROLS)}")
+    except ValueError as error:
+        parser.error(f"{error}; controls are {', '.join(CONTROLS)}")
     cells = {name: CELLS[name] for name in args.cells}
     if args.set:
         values = {field.name: getattr(args, field.name) for field in dataclasses.fields(Cell)[1:]}
