@@ -28,7 +28,7 @@ KEPT = 0.9  # of the running mean of the probability, at each reading
 
 
 class SteeredDraws:
-    """Augments a share of each batch, and steers the draws of every other batch by the classifier in training.
+    """Augments a share of each batch, and steers the draws of every third batch by the classifier in training.
 
         steered = SteeredDraws(model)
         for images, labels in loader:
@@ -88,7 +88,7 @@ class SteeredDraws:
         augmenter: Augmenter | None = None,
         share: float | tuple[float, float] = (0.25, 0.9),
         strength: float | tuple[float, float] = (0.5, 1.5),
-        period: int = 2,
+        period: int = 3,
         tilt: float = 3.0,
         gate: float = 4.0,
         warmup: int = 20,
