@@ -163,3 +163,29 @@ def _() -> str:
             lines.append([name, *shown, str(len(seeds))])
     head = ["test error %", *(PANEL_ARMS[arm] for arm in MAIN), "seeds"]
     return markdown(head, lines) + panel_caption("Mean over the seeds that all four have.", rows)
+
+
+@table("signals")
+def _() -> str:
+    path = "accuracy/results/signals.jsonl"
+    rows = read(path) if (HERE / path).is_file() else []
+    if not rows:
+        return "*No results yet.*\n"
+    notes = [note for row in rows for note in row["notes"]]
+    lines = []
+    for name in ("augmenting", "steering", "strength of affine", "strength of warp", "strength of color"):
+        line = [name]
+        for part in ([n for n in notes if n["confidence"] < 0.5], [n for n in notes if n["confidence"] >= 0.5]):
+            means = [n[name][0] for n in part]
+            signs = [(mean > 0) - (mean < 0) if abs(mean) > margin else 0 for mean, margin in (n[name] for n in part)]
+            line += [f"{statistics.mean(means):+.2f}", f"{signs.count(1)} / {signs.count(-1)} of {len(signs)}"]
+        lines.append(line)
+    head = ["what changes", "confidence < .5: mean", "above / below 0", "confidence ≥ .5: mean", "above / below 0"]
+    cells = ", ".join(dict.fromkeys(PANEL_CELLS[row["cell"]] for row in rows))
+    text = (
+        "Predicted fall of the validation loss, positive is good, in units of the root mean square of single draws, "
+        f"and how many of the 95 % intervals lie above or below 0. Every hundred steps of trainings on {cells}."
+    )
+    seeds = seeds_text(row["seed"] for row in rows)
+    line = f"python benchmarks/accuracy/signals.py --data ROOT --seeds {seeds}"
+    return markdown(head, lines) + caption(text, {**same_source(rows), "command": line}, commits=commits_text(rows))

@@ -38,7 +38,8 @@ def test_share_and_strength_rise_with_the_probability_of_the_labels(batch, tilt)
     images, labels = batch[0], torch.zeros(40, dtype=torch.long)
     changed, lengths = {}, {}
     for probability in (0.1, 0.9):
-        steered = SteeredDraws(Sure(probability), share=(0.25, 0.75), strength=(0.5, 1.5), tilt=tilt, warmup=0)
+        follows = {"share": (0.25, 0.75), "strength": (0.5, 1.5), "tilt": tilt}
+        steered = SteeredDraws(Sure(probability), **follows, warmup=0, period=1)
         start = steered(images, labels)
         for _ in range(99):
             out = steered(images, labels)
