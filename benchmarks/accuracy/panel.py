@@ -7,7 +7,8 @@
 ROOT holds MNIST/raw as torchvision writes it, and the folders cifar10, sign-digits, omniglot and bccd-cells, each with
 train/, val/ (or none) and test/ of class folders; --set adds a folder of the same form. In a seed all arms share the
 labeled images, the classifier's first weights, the order of the images and the schedule. All crop by an eighth of the
-side, and flip where that keeps the label. Every training is one line of the results file, and is not run again.
+side, and flip where that keeps the label. Arms that read validation labels get a fifth of the labeled images for that,
+and train on the rest. Every training is one line of the results file, and is not run again.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from typing import Any
 
 import torch
 import torchvision
-from cells import CELLS, Cell, batches, fold
+from cells import CELLS, Cell, Fold, Pixels, batches, fold
 from paired import compare
 from scipy import stats
+from torch import nn
+from torchvision.transforms import v2
 
-from learned_aug import RetrainConfig, SteeredDraws, evaluate, retrain
-from learned_aug.training.arms import Setting, build, describe
+from learned_aug import DrawChoice, RetrainConfig, SteeredDraws, evaluate, retrain
+from learned_aug.training.arms import Setting, build, describe, reads_val
 
 HERE = Path(__file__).parent
 # Settings of steered draws that differ from the defaults: the controls.
@@ -42,8 +45,24 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "reversed": {"tilt": -3.0},
     "ungated": {"gate": 0.0},
 }
+CHOSEN = "TrivialAugmentWide, the better of two by influence"
 MAIN = ["baseline", "TrivialAugmentWide", "prior", "steered"]
 Job = tuple[str, Cell, str, int, Path]
+
+
+def prepared(arm: str, model: nn.Module, data: Fold, kind: str, seed: int) -> tuple[Pixels, Any]:
+    """Return what an arm trains on, and its augmentation."""
+    if arm in CONTROLS:
+        return data.train, SteeredDraws(model, seed=seed, **CONTROLS[arm])
+    labeled, plain, val = data.train, data.train, None
+    if arm == CHOSEN or reads_val(arm):
+        fifth = torch.arange(len(labeled)) % 5 == 0  # the images are in the order of their classes
+        labeled, val = labeled.part(~fifth), labeled.part(fifth).plain()
+        plain = labeled.plain()
+    if arm == CHOSEN:
+        return labeled, DrawChoice(model, v2.TrivialAugmentWide(), train=plain, val=val, seed=seed)
+    setting = Setting(model=model, make_model=lambda: data.model(kind), train=plain, val=val, seed=seed)
+    return labeled, build(arm, setting)
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -55,10 +74,8 @@ def train(job: Job) -> dict[str, Any]:
     model = data.model(cell.model)
     config = RetrainConfig(steps=cell.steps, batch_size=cell.batch_size, lr=cell.lr)
     start = time.process_time()
-    loader = batches(data.train, cell.batch_size, shuffle=True)
-    setting = Setting(model=model, make_model=lambda: data.model(cell.model), train=data.train, seed=seed)
-    augment = SteeredDraws(model, seed=seed, **CONTROLS[arm]) if arm in CONTROLS else build(arm, setting)
-    retrain(model, loader, config, augment=augment, seed=seed)
+    labeled, augment = prepared(arm, model, data, cell.model, seed)
+    retrain(model, batches(labeled, cell.batch_size, shuffle=True), config, augment=augment, seed=seed)
     seconds = time.process_time() - start
     val, test = (batches(part, 500, shuffle=False) for part in (data.val, data.test))
     (val_error, _), (test_error, test_loss) = evaluate(model, val), evaluate(model, test)
@@ -134,7 +151,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only print the table")
     args = parser.parse_args()
     try:
-        for arm in set(args.arms) - CONTROLS.keys():
+        for arm in set(args.arms) - CONTROLS.keys() - {CHOSEN}:
             describe(arm)
     except ValueError as error:
         parser.error(f"{error}; controls are {', '.join(CONTROLS)}")
