@@ -22,21 +22,34 @@ def _() -> str:
         "val features": "features of the hyper-validation images",
         "refit": "refit of the head",
         "ihvp": "s_val",
-        "pretrain": "stage 1 (off by default)",
         "maximize": "stage 3",
-        "diagnostics": "diagnostics",
+        "diagnostics of prior": "figures of the start",
+        "diagnostics of fitted": "figures of the fitted networks",
     }
-    step = found["training step"]
+    results = found["results"]
+    parts = list(dict.fromkeys(part for result in results.values() for part in result["seconds"]))
     rows = [
-        [names.get(name, name), f"{seconds:.1f}", f"{seconds / step:.0f}"] for name, seconds in found["seconds"].items()
+        [names.get(part, part)]
+        + [
+            f"{r['seconds'].get(part, 0):.1f} s, {100 * r['seconds'].get(part, 0) / r['training']:.2f} %"
+            for r in results.values()
+        ]
+        for part in parts
     ]
-    rows.append(["all", f"{found['fit']:.1f}", f"{found['fit'] / step:.0f}"])
-    images = found["images"]
-    text = (
-        f"One run, ResNet-{found['depth']}, {images['train']:,} training and {images['influence']:,} hyper-validation "
-        f"images of CIFAR-10; a training step of that classifier takes {step:.2f} s."
+    rows.append(["all", *(f"{r['fit']:.0f} s, {r['share_percent']:.1f} %" for r in results.values())])
+    rows.append(["one training run", *(f"{r['training']:,.0f} s" for r in results.values())])
+    described = "; ".join(
+        f"{name}: {r['images']['train']:,} training and {r['images']['val']:,} hyper-validation images of "
+        f"{r['images']['size']} px, {r['training_step']:.2f} s a training step"
+        for name, r in results.items()
     )
-    return markdown(["part of the fit", "seconds", "as many training steps"], rows) + caption(text, found)
+    text = (
+        f"Default settings, and shares of one training run of {found['epochs']} epochs in batches of {found['batch']}. "
+        f"{described}. CPU time; of stage 3, {found['steps']['run']} of {found['steps']['default']} steps were run, "
+        "and the training run is counted in steps."
+    )
+    load = f"{found['load_before'][0]:.1f} before, {found['load_after'][0]:.1f} after"
+    return markdown(["part of the fit", *results], rows) + caption(text, found, commit=found["commit"][:7], load=load)
 
 
 @table("fit-memory")

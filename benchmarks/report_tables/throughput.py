@@ -63,3 +63,21 @@ def _() -> str:
     source = {**found, "device": f"{found['device']}, {found['threads']} of {found['cores']} cores"}
     head = ["classifier", "batch", "ms an image", "share of the augmenter"]
     return markdown(head, rows) + caption(text, source, commit=found["commit"][:7], date=found["date"])
+
+
+@table("steering")
+def _() -> str:
+    found = read("throughput/results/steering.json")
+    rows = []
+    for name, result in found["results"].items():
+        ratio, low, high = result["ratio"]
+        steps = (result["milliseconds_per_step"], result["milliseconds_per_steered_step"])
+        rows.append([name, str(result["size"]), *(f"{t:,.0f}" for t in steps), f"{ratio:.2f} [{low:.2f}, {high:.2f}]"])
+    text = (
+        f"CPU time of a training step in batches of {found['batch']}, median over {found['rounds']} rounds of both in "
+        "one process; ratio with a 95 % interval from resampling the rounds."
+    )
+    source = {**found, "device": f"{found['device']}, {found['threads']} of {found['cores']} cores"}
+    load = f"{found['load_before'][0]:.1f} before, {found['load_after'][0]:.1f} after"
+    head = ["classifier", "px", "ms a step", "ms a step with SteeredDraws", "times as long"]
+    return markdown(head, rows) + caption(text, source, commit=found["commit"][:7], date=found["date"], load=load)
