@@ -2,8 +2,8 @@
 
     python benchmarks/accuracy/schedules.py --data ROOT --work DIR --steps 300 800 2000 3000 --seeds 50 51
 
-ROOT is that of panel.py. The cell's images of the first seed are labeled for all seeds, which differ in the first weights
-and the order. DIR keeps finished trainings: the same command goes on after a stop, and judges all of them anew.
+ROOT is that of panel.py. The cell's images of the first seed are labeled for all seeds, which differ in the first
+weights and the order. DIR keeps finished trainings: the same command goes on after a stop, and judges all anew.
 """
 
 from __future__ import annotations

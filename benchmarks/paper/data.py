@@ -46,7 +46,7 @@ class Source:
         """Return what is done to an image: a policy of torchvision, and the heuristic augmentation."""
         kinds = {
             "": [],
-            "AutoAugment": [v2.AutoAugment(v2.AutoAugmentPolicy("cifar10" if self.side < 224 else "imagenet"))],
+            "AutoAugment": [v2.AutoAugment(v2.AutoAugmentPolicy("cifar10" if self.side <= 64 else "imagenet"))],
             "TrivialAugmentWide": [v2.TrivialAugmentWide()],
         }
         before, after = (self.crop, self.shift) if heuristic else (self.fixed, ())

@@ -17,7 +17,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from learned_aug.digits import all_conv
 
 sys.path.append(str(Path(__file__).parents[1] / "accuracy"))
-from resnets import residual_network  # noqa: E402
+from resnets import residual_network
 
 
 def shaken(x: Tensor, forward: Tensor, backward: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Trains the rows and arms of the paper's tables, and prints the paper's figures beside ours.
 
 A row is a data set, a share of its labels, a classifier and a schedule; an arm is an augmentation. Every training is
-one line of a results file, and is not run again. Options that the four scripts share: see `main`.
+one line of a results file, and is not run again. Published figures are in published.json, the options that the four
+scripts share in `main`.
 """
 
 from __future__ import annotations
@@ -261,9 +262,7 @@ class Until:
 def make_optimizer(row: Row, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """Return SGD that averages gradients over the processes, and clips them, before each step."""
     trained = list(parameters)
-    optimizer = torch.optim.SGD(
-        trained, row.lr, momentum=0.9, weight_decay=row.weight_decay, nesterov=row.nesterov, fused=False
-    )
+    optimizer = torch.optim.SGD(trained, row.lr, momentum=0.9, weight_decay=row.weight_decay, nesterov=row.nesterov)
 
     def prepare(*_: Any) -> None:
         average_gradients_(trained)
@@ -307,6 +306,15 @@ def schedule_text(row: Row, scale: float) -> str:
     return whole if scale == 1 else f"{scale:g} of {whole}"
 
 
+def error_text(results: Sequence[Mapping[str, Any]], top5: bool) -> str:
+    """Mean error %, with the standard deviation of several seeds; of ImageNet top 1 / top 5."""
+    values = [100 * r["test_error"] for r in results]
+    if top5:
+        return f"{statistics.mean(values):.1f} / {statistics.mean(100 * r['test_top5_error'] for r in results):.1f}"
+    spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
+
+
 def table(
     rows: Sequence[Row],
     arms: Mapping[str, Arm],
@@ -314,18 +322,18 @@ def table(
     results: Sequence[Mapping[str, Any]],
 ) -> str:
     """The paper's figures beside ours, error %; a line for each row, arm and share of the schedule."""
-    lines = [f"{'row':42} {'arm':22} {'paper':>10}  {'here':>14}   n  schedule"]
+    lines = [f"{'row':38} {'arm':20} {'published':>11} {'here':>14}  n  schedule"]
     for row in rows:
         given = published.get(row.name, {})
         for arm in dict.fromkeys([*given, *arms]):
-            found = [r for r in results if r["row"] == row.name and r["arm"] == arm]
-            for scale in sorted({r["scale"] for r in found}, reverse=True) or [None]:
-                values = [100 * r["test_error"] for r in found if r["scale"] == scale]
-                mean = f"{statistics.mean(values):.2f}" if values else "-"
-                spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-                how = schedule_text(row, scale) if scale is not None else "quoted" if arm not in arms else "not run"
-                quoted = str(given.get(arm, "-"))
-                lines.append(f"{row.name:42} {arm:22} {quoted:>10}  {mean + spread:>14}  {len(values):2}  {how}")
+            line = f"{row.name:38} {arm:20} {given.get(arm, '-'):>11}"
+            found = [r for r in results if (r["row"], r["arm"]) == (row.name, arm)]
+            for scale in sorted({r["scale"] for r in found}, reverse=True):
+                runs = [r for r in found if r["scale"] == scale]
+                here = error_text(runs, row.data == "imagenet")
+                lines.append(f"{line} {here:>14} {len(runs):2}  {schedule_text(row, scale)}")
+            if not found and arm in given:
+                lines.append(f"{line} {'-':>14}  0  {'not run' if arm in arms else 'quoted'}")
     return "\n".join(lines)
 
 
@@ -346,7 +354,6 @@ def main(
     doc: str | None,
     rows: Sequence[Row],
     arms: Mapping[str, Arm],
-    published: Mapping[str, Mapping[str, float | str]],
     argv: Sequence[str] | None = None,
 ) -> None:
     """Run what is missing of a table, and print it.
@@ -355,10 +362,10 @@ def main(
         doc: text of --help.
         rows: lines of the table.
         arms: augmentations by name.
-        published: error % by row and arm; arms that are not ours to run are quoted.
         argv: arguments in place of the command line's.
     """
     script = Path(sys.argv[0]).stem
+    published = json.loads((HERE / "published.json").read_text()).get(script, {})
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="root folder of the data sets; without it the table is printed")
     parser.add_argument("--rows", nargs="+", default=[""], metavar="TEXT", help="parts of names of rows (all)")

@@ -36,25 +36,6 @@ ROWS = [
     Row(name="CIFAR-10, 100 %", data="cifar10", **ALL, **CIFAR),
     Row(name="CIFAR-100, 100 %", data="cifar100", **ALL, **CIFAR),
 ]
-PUBLISHED = {
-    "MNIST, 1 %": {"none": 9.8, "heuristic": 4.1, "Ratner, mean field": 3.5, "Ratner, LSTM": 3.3, "paper": 3.1},
-    "MNIST, 10 %": {"none": 2.7, "heuristic": 1.0, "Ratner, mean field": 0.8, "Ratner, LSTM": 0.9, "paper": 0.8},
-    "CIFAR-10, 10 %": {
-        "none": 34.0,
-        "heuristic": 22.5,
-        "Ratner, mean field": 20.2,
-        "Ratner, LSTM": 18.5,
-        "paper": 17.7,
-    },
-    "CIFAR-10, 100 %": {
-        "none": 12.2,
-        "heuristic": 7.7,
-        "Ratner, mean field": 5.6,
-        "Ratner, LSTM": 6.0,
-        "paper": 5.2,
-    },
-    "CIFAR-100, 100 %": {"none": 36.3, "heuristic": 31.6, "paper": 29.6},
-}
 
 if __name__ == "__main__":
-    main(__doc__, ROWS, ARMS, PUBLISHED)
+    main(__doc__, ROWS, ARMS)
