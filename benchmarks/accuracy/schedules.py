@@ -1,6 +1,6 @@
 """Does the verdict "too short to rank" of learned_aug.compare hold? The same arms at short and long schedules.
 
-    python benchmarks/accuracy/schedules.py --data ROOT --work DIR --steps 300 800 2000 3000 --seeds 50 51
+    python benchmarks/accuracy/schedules.py --data ROOT --work DIR --cell omniglot --steps 300 800 2000 3000
 
 ROOT is that of panel.py. The cell's images of the first seed are labeled for all seeds, which differ in the first
 weights and the order. DIR keeps finished trainings: the same command goes on after a stop, and judges all anew.
@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace, steps: int) -> dict[str, Any]:
         seeds=args.seeds,
         checkpoint_dir=args.work / f"{args.cell}-{steps}",
     )
-    print(f"{steps} steps\n{result}\n")
+    print(f"{args.cell}, {steps} steps\n{result}\n")
     return {
         "steps": steps,
         "best": result.best,
@@ -57,18 +58,17 @@ def main() -> None:
     parser.add_argument("--cell", default="omniglot", choices=list(CELLS), help="(%(default)s)")
     parser.add_argument("--steps", type=int, nargs="+", default=[300, 800, 2000, 3000], help="schedules")
     parser.add_argument("--seeds", type=int, nargs="+", default=[50, 51])
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "schedules.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     report = {
-        "command": "python " + " ".join(sys.argv),
+        "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip(),
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         "device": f"cpu, 1 thread, {platform.machine()}",
         "cell": args.cell,
         "runs": [run(args, steps) for steps in args.steps],
     }
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    (HERE / "results" / f"schedules-{args.cell}.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import gc
 import hashlib
 import json
 import math
@@ -151,6 +152,7 @@ class Bench:
             augment = Until(augment, steps - last)
         torch.manual_seed(self.seed + 1000 * rank())
         retrain(model, loader, config, augment=augment, seed=self.seed)
+        gc.collect()  # ends the loader's workers before other ones start
         with torch.no_grad():  # batch-norm statistics are each process's own
             for values in filter(Tensor.is_floating_point, model.buffers()):
                 values.copy_(all_mean(values))

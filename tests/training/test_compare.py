@@ -235,6 +235,22 @@ def test_a_schedule_in_which_an_arm_still_catches_up_is_called_too_short():
     assert results(errors, errors, {"strong": 0.6}).too_short == ["strong"]  # far from fitted
 
 
+def test_a_schedule_is_long_enough_once_a_stronger_augmentation_leads():
+    errors = {"plain": [0.10], "strong": [0.09], "stronger": [0.11]}
+    fitted = {"plain": 0.99, "strong": 0.95, "stronger": 0.78}
+    assert results(errors, errors, fitted).long_enough
+    assert results({**errors, "strong": [0.12]}, errors, fitted).too_short == ["stronger"]  # plain leads
+    assert results(errors, errors, {**fitted, "stronger": 0.4}).too_short == ["stronger"]  # far from fitted
+    assert results(errors, errors, {**fitted, "strong": math.nan}).long_enough  # soft labels
+
+
+def test_arms_that_rank_by_how_far_they_have_fitted_are_too_short_to_rank():
+    # Omniglot, 10 images of each class, 300 steps
+    errors = {"baseline": [0.62], "prior": [0.81], "TrivialAugmentWide": [0.93]}
+    fitted = {"baseline": 0.40, "prior": 0.18, "TrivialAugmentWide": 0.05}
+    assert results(errors, errors, fitted).too_short == ["prior", "TrivialAugmentWide"]
+
+
 def test_a_training_that_diverges_is_an_error(data):
     with pytest.raises(ValueError, match="training of 'none' must end in a finite loss, got nan for seed 0"):
         run(data, {"none": None}, config=RetrainConfig(steps=3, lr=1e30))
