@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from learned_aug import Augmenter, AugmenterConfig, FitConfig, RetrainConfig, SteeredDraws, fit, retrain
+from learned_aug import Augmenter, AugmenterConfig, FitConfig, LinearConfig, RetrainConfig, SteeredDraws, fit, retrain
 from learned_aug.influence.head import borrowed
 from learned_aug.runtime.distributed import all_mean, all_sum_, average_gradients_, rank, world_size
 from learned_aug.training.augment import Augment, Chain, Cutout, applied
@@ -179,6 +179,7 @@ class Bench:
         if rank() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.save(model.state_dict(), path)
+        all_sum_(torch.zeros(1, device=self.device))  # no process looks for the file before it is there
         plain = self.model()  # not compiled: a fit hooks into it
         plain.load_state_dict(model.state_dict())
         return plain
@@ -207,12 +208,12 @@ class Bench:
         return networks
 
     def read(self, places: Sequence[int]) -> Dataset[Any] | DataLoader[Any]:
-        """Return images for a fit: read by workers where there are any."""
-        images = self.images(places)
+        """Return images for a fit: read by workers where there are any, in batches of the same size."""
+        images, batch = self.images(places), LinearConfig().batch_size // world_size()
         if not self.args.workers:
             return images
         sampler = DistributedSampler(images, world_size(), rank()) if world_size() > 1 else None
-        return DataLoader(images, 256 // world_size(), sampler is None, sampler, num_workers=self.args.workers)
+        return DataLoader(images, batch, sampler is None, sampler, num_workers=self.args.workers)
 
     def measure(self, arm: Arm) -> dict[str, Any]:
         """Train one classifier and measure it on the test images."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from report_tables.common import Row, caption, markdown, mean_std, read, table
 
-
 CELLS = {"omniglot": "Omniglot, 10 per class", "mnist-50": "MNIST, 50 per class"}
 
 
@@ -22,10 +21,10 @@ def _() -> str:
             cells.append(f"{mean_std([100 * t['error'] for t in found])}; {100 * fitted:.0f}")
         verdict = f"too short for {', '.join(run['too_short'])}" if run["too_short"] else "long enough"
         lines.append([f"{name}, {run['steps']:,} steps", *cells, verdict])
-    seeds = {len({t["seed"] for t in run["trainings"]}) for _, run in runs}
+    seeds = " or ".join(sorted({str(len({t["seed"] for t in run["trainings"]})) for _, run in runs}))
     text = (
-        f"Test error %, mean ± standard deviation over {' or '.join(map(str, sorted(seeds)))} seeds, of the first weights "
-        "and the order; and % of the augmented training images that are right at the end."
+        f"Test error %, mean ± standard deviation over {seeds} seeds, of the first weights and the order; and % of the "
+        "augmented training images that are right at the end."
     )
     commands = [report["command"] for report in reports]
     return markdown(["labels and schedule", *arms, "verdict"], lines) + caption(
