@@ -110,22 +110,22 @@ class Comparison:
     def too_short(self) -> list[str]:
         """Arms behind the best one that a longer schedule might put first.
 
-        Those that are wrong on more than half of their augmented training images. And, as long as the best arm is the
-        one that has fitted most of its images, so that no stronger augmentation has overtaken a weaker one yet: those
-        whose distance to it fell from half of the schedule to its end so fast that the same fall twice more would close
-        it, or that are wrong on more of their augmented training images than of the test images. But for arms that have
-        fitted their images.
+        Those that are wrong on more than half of their augmented training images. And, as long as the arm that has
+        fitted most of its images leads, or does not overfit yet (is wrong on more of these than of the test images):
+        those whose distance to the best one fell from half of the schedule to its end so fast that the same fall twice
+        more would close it, or that do not overfit yet. But for arms that have fitted their images.
         """
         best, found = self.best, []
         errors, half = self.errors, self.values("half_error")
         fitted = {arm: statistics.mean(values) for arm, values in self.values("accuracy").items()}
-        weakest_leads = not any(right > fitted[best] for right in fitted.values()) and not math.isnan(fitted[best])
+        weakest = max(fitted, key=lambda arm: -1.0 if math.isnan(fitted[arm]) else fitted[arm])
+        early = weakest == best or not fitted[weakest] >= 1 - statistics.mean(errors[weakest])
         for arm, right in fitted.items():
             error = statistics.mean(errors[arm])
             behind = error - statistics.mean(errors[best])
             falls = statistics.mean(half[arm]) - statistics.mean(half[best]) - behind
             closes = falls > max(behind / 2, NOTICED)
-            far = right < HALF or (weakest_leads and (closes or right < 1 - error))
+            far = right < HALF or (early and (closes or right < 1 - error))
             if behind > NOTICED and not right >= FITTED and far:
                 found.append(arm)
         return found

@@ -244,11 +244,20 @@ def test_a_schedule_is_long_enough_once_a_stronger_augmentation_leads():
     assert results(errors, errors, {**fitted, "strong": math.nan}).long_enough  # soft labels
 
 
-def test_arms_that_rank_by_how_far_they_have_fitted_are_too_short_to_rank():
-    # Omniglot, 10 images of each class, 300 steps
-    errors = {"baseline": [0.62], "prior": [0.81], "TrivialAugmentWide": [0.93]}
-    fitted = {"baseline": 0.40, "prior": 0.18, "TrivialAugmentWide": 0.05}
-    assert results(errors, errors, fitted).too_short == ["prior", "TrivialAugmentWide"]
+@pytest.mark.parametrize(
+    ("errors", "fitted", "named"),
+    [
+        ([0.62, 0.81, 0.93], [0.40, 0.19, 0.05], ["prior", "policy"]),  # Omniglot, 300 steps
+        ([0.13, 0.16, 0.25], [0.95, 0.84, 0.61], ["policy"]),  # 800
+        ([0.096, 0.093, 0.106], [0.99, 0.95, 0.78], []),  # 2,000
+        ([0.088, 0.084, 0.112], [0.88, 0.82, 0.64], ["policy"]),  # MNIST, 60 steps: no arm overfits yet
+        ([0.034, 0.025, 0.034], [1.00, 0.98, 0.87], []),  # 1,000
+    ],
+)
+def test_schedules_of_benchmarks_get_their_verdict(errors, fitted, named):
+    arms = ["baseline", "prior", "policy"]
+    by_arm = {arm: [error] for arm, error in zip(arms, errors, strict=True)}
+    assert results(by_arm, by_arm, dict(zip(arms, fitted, strict=True))).too_short == named
 
 
 def test_a_training_that_diverges_is_an_error(data):
