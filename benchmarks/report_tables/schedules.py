@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from report_tables.common import Row, caption, markdown, mean_std, read, table
 
-CELLS = {"omniglot": "Omniglot, 10 per class", "mnist-50": "MNIST, 50 per class", "sign-10": "sign digits, 10 per class"}
+CELLS = {
+    "omniglot": "Omniglot, 10 per class",
+    "mnist-50": "MNIST, 50 per class",
+    "sign-10": "sign digits, 10 per class",
+}
 
 
 @table("compare-schedules")
