@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from report_tables.common import Row, caption, markdown, mean_std, read, table
+from report_tables.common import HERE, Row, caption, markdown, mean_std, read, table
 
 CELLS = {
     "omniglot": "Omniglot, 10 per class",
@@ -13,7 +13,8 @@ CELLS = {
 
 @table("compare-schedules")
 def _() -> str:
-    reports: list[Row] = [read(f"accuracy/results/schedules-{cell}.json") for cell in CELLS]
+    paths = [f"accuracy/results/schedules-{cell}.json" for cell in CELLS]
+    reports: list[Row] = [read(path) for path in paths if (HERE / path).is_file()]
     runs = [(CELLS[report["cell"]], run) for report in reports for run in report["runs"]]
     arms = list(dict.fromkeys(t["arm"] for _, run in runs for t in run["trainings"]))
     lines = []
