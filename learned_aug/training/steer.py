@@ -168,8 +168,12 @@ class SteeredDraws:
 
     def _read(self, augmenter: Augmenter, images: Tensor, labels: Tensor, noise: Tensor, strength: float) -> Tensor:
         """Draw by `noise`, read the classifier there, and draw again along what it says."""
+        if augmenter.config.dropout == "fixed":
+            masks = augmenter.mask(noise[..., : augmenter.config.tau_dim])
+        else:  # the encoder has a say
+            masks = augmenter.trace(images, noise).masks
         with torch.set_grad_enabled(bool(self.tilt)):
-            masks = augmenter.trace(images, noise).masks.detach().requires_grad_(bool(self.tilt))
+            masks = masks.detach().requires_grad_(bool(self.tilt))
             strengths = augmenter.strengths(noise)
             trace = augmenter.trace(images, masks=masks, strengths=strengths, strength=strength)
             drawn = trace.draw.apply(images)
