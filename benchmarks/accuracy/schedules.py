@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +62,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     report = {
-        "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "command": re.sub(
+            r"(--data|--work) \S+", r"\1 DIR", " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+        ),
         "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip(),
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         "device": f"cpu, 1 thread, {platform.machine()}",

@@ -344,6 +344,7 @@ def provenance() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     cpu = f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
     command = " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+    command = re.sub(r" --(work|results) \S+", "", re.sub(r"(--data) \S+", r"\1 ROOT", command))  # no folder of ours
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
     return {
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
