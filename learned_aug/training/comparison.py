@@ -14,6 +14,7 @@ __all__ = ["Comparison", "Difference", "Training", "difference"]
 
 EXACT = 16  # pairs up to which all flips of signs are tried
 FITTED = 0.99  # share of augmented training images that is right where more steps would bring little
+HALF = 0.5  # share below which an arm is far from fitted, whichever leads
 NOTICED = 0.005  # a change of the error difference below it says nothing of a trend
 
 
@@ -109,18 +110,23 @@ class Comparison:
     def too_short(self) -> list[str]:
         """Arms behind the best one that a longer schedule might put first.
 
-        Those whose distance to it fell from half of the schedule to its end so fast that the same fall twice more would
-        close it, or that are wrong on more of their augmented training images than of the test images; but for those
-        that have fitted their images.
+        Those that are wrong on more than half of their augmented training images. And, as long as the arm that has
+        fitted most of its images leads, or does not overfit yet (is wrong on more of these than of the test images):
+        those whose distance to the best one fell from half of the schedule to its end so fast that the same fall twice
+        more would close it, or that do not overfit yet. But for arms that have fitted their images.
         """
         best, found = self.best, []
-        errors, half, accuracy = self.errors, self.values("half_error"), self.values("accuracy")
-        for arm in self.arms:
-            right, error = statistics.mean(accuracy[arm]), statistics.mean(errors[arm])
+        errors, half = self.errors, self.values("half_error")
+        fitted = {arm: statistics.mean(values) for arm, values in self.values("accuracy").items()}
+        weakest = max(fitted, key=lambda arm: -1.0 if math.isnan(fitted[arm]) else fitted[arm])
+        early = weakest == best or not fitted[weakest] >= 1 - statistics.mean(errors[weakest])
+        for arm, right in fitted.items():
+            error = statistics.mean(errors[arm])
             behind = error - statistics.mean(errors[best])
             falls = statistics.mean(half[arm]) - statistics.mean(half[best]) - behind
             closes = falls > max(behind / 2, NOTICED)
-            if behind > NOTICED and not right >= FITTED and (closes or right < 1 - error):
+            far = right < HALF or (early and (closes or right < 1 - error))
+            if behind > NOTICED and not right >= FITTED and far:
                 found.append(arm)
         return found
 

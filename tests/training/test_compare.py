@@ -235,6 +235,31 @@ def test_a_schedule_in_which_an_arm_still_catches_up_is_called_too_short():
     assert results(errors, errors, {"strong": 0.6}).too_short == ["strong"]  # far from fitted
 
 
+def test_a_schedule_is_long_enough_once_a_stronger_augmentation_leads():
+    errors = {"plain": [0.10], "strong": [0.09], "stronger": [0.11]}
+    fitted = {"plain": 0.99, "strong": 0.95, "stronger": 0.78}
+    assert results(errors, errors, fitted).long_enough
+    assert results({**errors, "strong": [0.12]}, errors, fitted).too_short == ["stronger"]  # plain leads
+    assert results(errors, errors, {**fitted, "stronger": 0.4}).too_short == ["stronger"]  # far from fitted
+    assert results(errors, errors, {**fitted, "strong": math.nan}).long_enough  # soft labels
+
+
+@pytest.mark.parametrize(
+    ("errors", "fitted", "named"),
+    [
+        ([0.62, 0.81, 0.93], [0.40, 0.19, 0.05], ["prior", "policy"]),  # Omniglot, 300 steps
+        ([0.13, 0.16, 0.25], [0.95, 0.84, 0.61], ["policy"]),  # 800
+        ([0.096, 0.093, 0.106], [0.99, 0.95, 0.78], []),  # 2,000
+        ([0.088, 0.084, 0.112], [0.88, 0.82, 0.64], ["policy"]),  # MNIST, 60 steps: no arm overfits yet
+        ([0.034, 0.025, 0.034], [1.00, 0.98, 0.87], []),  # 1,000
+    ],
+)
+def test_schedules_of_benchmarks_get_their_verdict(errors, fitted, named):
+    arms = ["baseline", "prior", "policy"]
+    by_arm = {arm: [error] for arm, error in zip(arms, errors, strict=True)}
+    assert results(by_arm, by_arm, dict(zip(arms, fitted, strict=True))).too_short == named
+
+
 def test_a_training_that_diverges_is_an_error(data):
     with pytest.raises(ValueError, match="training of 'none' must end in a finite loss, got nan for seed 0"):
         run(data, {"none": None}, config=RetrainConfig(steps=3, lr=1e30))
