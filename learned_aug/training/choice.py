@@ -112,7 +112,9 @@ class DrawChoice:
         Raises:
             ValueError: if labels do not fit, or a source changes shapes, dtypes or labels.
         """
-        self.reader.check(images, labels, steers=False)
+        labels = self.reader.check(images, labels, steers=False)
+        if not len(images):
+            return images.clone()
         if self.calls % self.every == 0:
             self.reader.renew()
         count = len(images)

@@ -127,8 +127,8 @@ class SteeredDraws:
             ValueError: if images or labels do not fit, with what was expected, what came and what to do.
             TypeError: if images are no floating tensor.
         """
+        labels = self.reader.check(images, labels, steers=bool(self.tilt))
         augmenter = self._augmenter_for(images)
-        self.reader.check(images, labels, steers=bool(self.tilt))
         steers = bool(self.tilt) and self.calls >= self.warmup
         if steers and (self.calls - self.warmup) % self.every == 0:
             self.reader.renew()
