@@ -157,7 +157,15 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     Restored on exit: every module's `training` flag, every parameter's `requires_grad` and `grad`, every buffer bit for
     bit. Parameter values are not copied: the body must not write to them. Hooks are their owners' to remove (`HeadTap`
     does).
+
+    Raises:
+        ValueError: if the parameters were made in inference mode.
     """
+    if any(p.is_inference() for p in model.parameters()):
+        raise ValueError(
+            "the model's parameters were made in torch.inference_mode(), where no gradient can pass; build or load the "
+            "model outside of it"
+        )
     training = [(module, module.training) for module in model.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     buffers = [

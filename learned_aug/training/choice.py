@@ -105,6 +105,7 @@ class DrawChoice:
         self.calls = 0
         self._warned = False
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return augmented copies of (B, C, H, W) with labels (B,) or (B, K), the best of the candidates for each.

@@ -58,6 +58,8 @@ class RetrainConfig:
         check_at_most_one(self, "label_smoothing")
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def retrain(
     model: nn.Module,
     train: Data,

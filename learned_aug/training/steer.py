@@ -112,6 +112,7 @@ class SteeredDraws:
         self.calls = 0
         self.metrics: dict[str, float] = {}
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the batch with a share of its images augmented.
