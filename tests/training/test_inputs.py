@@ -82,6 +82,20 @@ def test_labels_of_any_width_give_the_draws_of_int64(dtype, data):
     assert torch.equal(drawn(Y.to(dtype)), drawn(Y))
 
 
+@pytest.mark.parametrize(
+    "make", [lambda m: SteeredDraws(m, augmenter=AUGMENTER, warmup=0, period=1), lambda m: DrawChoice(m, AUGMENTER)]
+)
+def test_an_enclosing_inference_mode_changes_no_draw(make):
+    model = small()
+    torch.manual_seed(0)
+    expected = make(model)(X, Y)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        drawn = make(model)(X, Y)
+    assert torch.equal(drawn, expected)
+    assert not drawn.is_inference()
+
+
 def test_a_choice_of_no_images_is_none():
     assert DrawChoice(small(), AUGMENTER)(X[:0], Y[:0]).shape == (0, 3, 16, 16)
 
