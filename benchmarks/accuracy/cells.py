@@ -65,6 +65,14 @@ class Pixels(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def part(self, chosen: Tensor) -> Pixels:
+        """Some of the images."""
+        return Pixels(self.images[chosen], self.labels[chosen], pad=self.pad, flip=self.flip)
+
+    def plain(self) -> Pixels:
+        """The images as they are."""
+        return Pixels(self.images, self.labels)
+
     def __getitem__(self, index: int | Sequence[int]) -> tuple[Tensor, Tensor]:
         at = torch.as_tensor(index)
         rows = at.reshape(-1)

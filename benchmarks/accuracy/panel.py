@@ -7,7 +7,8 @@
 ROOT holds MNIST/raw as torchvision writes it, and the folders cifar10, sign-digits, omniglot and bccd-cells, each with
 train/, val/ (or none) and test/ of class folders; --set adds a folder of the same form. In a seed all arms share the
 labeled images, the classifier's first weights, the order of the images and the schedule. All crop by an eighth of the
-side, and flip where that keeps the label. Every training is one line of the results file, and is not run again.
+side, and flip where that keeps the label. Arms that read validation labels get a fifth of the labeled images for that,
+and train on the rest. Every training is one line of the results file, and is not run again.
 """
 
 from __future__ import annotations
@@ -22,33 +23,46 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from cells import CELLS, Cell, batches, fold
+from cells import CELLS, Cell, Fold, Pixels, batches, fold
 from paired import compare
 from scipy import stats
 from torch import nn
 from torchvision.transforms import v2
 
-from learned_aug import RetrainConfig, SteeredDraws, evaluate, retrain
-from learned_aug.training.arms import each
+from learned_aug import DrawChoice, RetrainConfig, SteeredDraws, evaluate, retrain
+from learned_aug.training.arms import Setting, build, describe, reads_val
 
 HERE = Path(__file__).parent
-# From a fresh classifier and a seed to what retrain takes as `augment`.
-ARMS: dict[str, Callable[[nn.Module, int], Any]] = {
-    "baseline": lambda model, seed: None,
-    "TrivialAugmentWide": lambda model, seed: each(v2.TrivialAugmentWide()),
-    "prior": lambda model, seed: SteeredDraws(model, tilt=0, seed=seed),
-    "steered": lambda model, seed: SteeredDraws(model, seed=seed),
-    "reversed": lambda model, seed: SteeredDraws(model, tilt=-3, seed=seed),
-    "ungated": lambda model, seed: SteeredDraws(model, gate=0, seed=seed),
+# Settings of steered draws that differ from the defaults: the controls.
+CONTROLS: dict[str, dict[str, Any]] = {
+    "constant": {"share": 0.5, "strength": 1.0},
+    "untilted": {"tilt": 0.0},
+    "reversed": {"tilt": -3.0},
+    "ungated": {"gate": 0.0},
 }
+CHOSEN = "TrivialAugmentWide, the better of two by influence"
 MAIN = ["baseline", "TrivialAugmentWide", "prior", "steered"]
 Job = tuple[str, Cell, str, int, Path]
+
+
+def prepared(arm: str, model: nn.Module, data: Fold, kind: str, seed: int) -> tuple[Pixels, Any]:
+    """Return what an arm trains on, and its augmentation."""
+    if arm in CONTROLS:
+        return data.train, SteeredDraws(model, seed=seed, **CONTROLS[arm])
+    labeled, plain, val = data.train, data.train, None
+    if arm == CHOSEN or reads_val(arm):
+        fifth = torch.arange(len(labeled)) % 5 == 0  # the images are in the order of their classes
+        labeled, val = labeled.part(~fifth), labeled.part(fifth).plain()
+        plain = labeled.plain()
+    if arm == CHOSEN:
+        return labeled, DrawChoice(model, v2.TrivialAugmentWide(), train=plain, val=val, seed=seed)
+    setting = Setting(model=model, make_model=lambda: data.model(kind), train=plain, val=val, seed=seed)
+    return labeled, build(arm, setting)
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -60,8 +74,8 @@ def train(job: Job) -> dict[str, Any]:
     model = data.model(cell.model)
     config = RetrainConfig(steps=cell.steps, batch_size=cell.batch_size, lr=cell.lr)
     start = time.process_time()
-    loader = batches(data.train, cell.batch_size, shuffle=True)
-    retrain(model, loader, config, augment=ARMS[arm](model, seed), seed=seed)
+    labeled, augment = prepared(arm, model, data, cell.model, seed)
+    retrain(model, batches(labeled, cell.batch_size, shuffle=True), config, augment=augment, seed=seed)
     seconds = time.process_time() - start
     val, test = (batches(part, 500, shuffle=False) for part in (data.val, data.test))
     (val_error, _), (test_error, test_loss) = evaluate(model, val), evaluate(model, test)
@@ -74,8 +88,17 @@ def train(job: Job) -> dict[str, Any]:
         "test_error": test_error,
         "test_loss": test_loss,
         "seconds": round(seconds, 1),
+    }
+
+
+def source() -> dict[str, Any]:
+    """What made a row of a results file."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+    return {
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         "device": f"cpu, 1 thread, {platform.machine()}",
+        "command": " ".join(["python", *(os.path.relpath(sys.argv[0]), *sys.argv[1:])]),
+        "commit": commit,
     }
 
 
@@ -97,7 +120,7 @@ def table(rows: list[dict[str, Any]], key: str = "test_error") -> str:
         errors[row["cell"]][row["arm"]][row["seed"]] = 100 * row[key]
     lines = [f"{'cell':14}{'arm':20} n  error %         minus prior, points (95 %)   seeds better"]
     for cell, arms in errors.items():
-        for arm in sorted(arms, key=lambda a: list(ARMS).index(a)):
+        for arm in arms:
             values, prior = arms[arm], arms.get("prior", {})
             mean, spread = stats.tmean(list(values.values())), stats.tstd(list(values.values()))
             line = f"{cell:14}{arm:20}{len(values):2}  {mean:5.2f} +- {spread:5.2f}"
@@ -113,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="root folder of the data sets")
     parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=list(CELLS), help="(all)")
-    parser.add_argument("--arms", nargs="+", default=MAIN, choices=list(ARMS), help=f"({' '.join(MAIN)})")
+    parser.add_argument("--arms", nargs="+", default=MAIN, help=f"({' '.join(MAIN)})")
     parser.add_argument("--seeds", default="50-59", help="such as 50-59 (%(default)s)")
     parser.add_argument("--set", metavar="DIR", help="a folder below ROOT to run in place of the cells")
     for field in dataclasses.fields(Cell)[1:]:
@@ -127,6 +150,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "panel.jsonl")
     parser.add_argument("--report", action="store_true", help="only print the table")
     args = parser.parse_args()
+    try:
+        for arm in set(args.arms) - CONTROLS.keys() - {CHOSEN}:
+            describe(arm)
+    except ValueError as error:
+        parser.error(f"{error}; controls are {', '.join(CONTROLS)}")
     cells = {name: CELLS[name] for name in args.cells}
     if args.set:
         values = {field.name: getattr(args, field.name) for field in dataclasses.fields(Cell)[1:]}
@@ -144,12 +172,11 @@ def main() -> None:
             if identity({"cell": job[0], "arm": job[2], "seed": job[3], "settings": dataclasses.asdict(job[1])})
             not in done
         ]
-        command = " ".join(["python", *(os.path.relpath(sys.argv[0]), *sys.argv[1:])])
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+        made = source()  # before the trainings, in which the checkout may change
         context = multiprocessing.get_context("spawn")
         with context.Pool(args.jobs) as pool, args.results.open("a") as file:
             for k, row in enumerate(pool.imap_unordered(train, jobs), 1):
-                file.write(json.dumps({**row, "command": command, "commit": commit}) + "\n")
+                file.write(json.dumps({**row, **made}) + "\n")
                 file.flush()
                 print(
                     f"{k}/{len(jobs)} {row['cell']} {row['arm']} {row['seed']}: test {100 * row['test_error']:.2f} %, "

@@ -36,8 +36,17 @@ PANEL_ARMS = {
     "TrivialAugmentWide": "TrivialAugmentWide",
     "prior": "prior",
     "steered": "steered",
+    "constant": "steered, share and strength constant",
+    "untilted": "share and strength alone",
     "reversed": "steered, reversed",
     "ungated": "steered, no gate",
+}
+# Arms that need no search and no further labels.
+RANKED = {
+    **dict(list(PANEL_ARMS.items())[:4]),
+    "RandAugment": "RandAugment",
+    "Mixup": "Mixup",
+    "CutMix": "CutMix",
 }
 MAIN, CONTROLS = list(PANEL_ARMS)[:4], list(PANEL_ARMS)[4:]
 Errors = dict[str, dict[str, dict[int, float]]]  # percent, by cell, arm and seed
@@ -111,6 +120,32 @@ def _() -> str:
     )
 
 
+@table("panel-rank")
+def _() -> str:
+    rows = [row for row in panel_rows() if row["arm"] in RANKED]
+    errors, shown = panel_errors(rows), {}
+    for cell in PANEL_CELLS:
+        arms = errors[cell]
+        seeds = set.intersection(*(set(arms[arm]) for arm in RANKED))
+        if seeds:
+            shown[cell] = ([statistics.mean(arms[arm][seed] for seed in seeds) for arm in RANKED], len(seeds))
+    if not shown:
+        return "*No results yet.*\n"
+    ranks = [[1 + sum(other < mean for other in means) for mean in means] for means, _ in shown.values()]
+    lines = []
+    for k, (arm, name) in enumerate(RANKED.items()):
+        cells = [
+            f"{means[k] - means[0]:+.1f}" if arm != "baseline" else f"{means[0]:.1f}" for means, _ in shown.values()
+        ]
+        lines.append([name, *cells, f"{statistics.mean(rank[k] for rank in ranks):.1f}"])
+    head = ["arm", *(f"{PANEL_CELLS[cell]} ({n})" for cell, (_, n) in shown.items()), "mean rank"]
+    text = (
+        "Test error % of the baseline, and mean paired differences to it in points, below 0 is better; the number of "
+        "seeds in brackets. The rank is that of the mean among all arms of the table."
+    )
+    return markdown(head, lines) + panel_caption(text, rows)
+
+
 @table("panel-short")
 def _() -> str:
     rows = [row for row in panel_rows() if row["arm"] in MAIN]
@@ -128,3 +163,29 @@ def _() -> str:
             lines.append([name, *shown, str(len(seeds))])
     head = ["test error %", *(PANEL_ARMS[arm] for arm in MAIN), "seeds"]
     return markdown(head, lines) + panel_caption("Mean over the seeds that all four have.", rows)
+
+
+@table("signals")
+def _() -> str:
+    path = "accuracy/results/signals.jsonl"
+    rows = read(path) if (HERE / path).is_file() else []
+    if not rows:
+        return "*No results yet.*\n"
+    notes = [note for row in rows for note in row["notes"]]
+    lines = []
+    for name in ("augmenting", "steering", "strength of affine", "strength of warp", "strength of color"):
+        line = [name]
+        for part in ([n for n in notes if n["confidence"] < 0.5], [n for n in notes if n["confidence"] >= 0.5]):
+            means = [n[name][0] for n in part]
+            signs = [(mean > 0) - (mean < 0) if abs(mean) > margin else 0 for mean, margin in (n[name] for n in part)]
+            line += [f"{statistics.mean(means):+.2f}", f"{signs.count(1)} / {signs.count(-1)} of {len(signs)}"]
+        lines.append(line)
+    head = ["what changes", "confidence < .5: mean", "above / below 0", "confidence ≥ .5: mean", "above / below 0"]
+    cells = ", ".join(dict.fromkeys(PANEL_CELLS[row["cell"]] for row in rows))
+    text = (
+        "Predicted fall of the validation loss, positive is good, in units of the root mean square of single draws, "
+        f"and how many of the 95 % intervals lie above or below 0. Every hundred steps of trainings on {cells}."
+    )
+    seeds = seeds_text(row["seed"] for row in rows)
+    line = f"python benchmarks/accuracy/signals.py --data ROOT --seeds {seeds}"
+    return markdown(head, lines) + caption(text, {**same_source(rows), "command": line}, commits=commits_text(rows))

@@ -34,7 +34,7 @@ from learned_aug.fit.dropout import DropoutConfig
 from learned_aug.fit.pipeline import fit
 from learned_aug.runtime.events import OnEvent, ProgressBars
 from learned_aug.training.retrain import RetrainConfig, evaluate, retrain
-from learned_aug.training.steer import SteeredDraws
+from learned_aug.training.steer import UNSTEERED, SteeredDraws
 from learned_aug.transform import LearnedAugment
 from learned_aug.viz import diversity_grid
 from learned_aug.weights.files import write_atomic
@@ -119,7 +119,7 @@ def demo(out: Path, *, seed: int = 0, quick: bool = False, progress: bool = True
 
         train("no augmentation", baseline=None)
         train("crop")
-        model = train(PRIOR, lambda model: SteeredDraws(model, tilt=0, seed=seed))
+        model = train(PRIOR, lambda model: SteeredDraws(model, seed=seed, **UNSTEERED))
         prior = steered[PRIOR].augmenter
         train(STEERED, lambda model: SteeredDraws(model, seed=seed))
         started = time.perf_counter()
@@ -138,7 +138,9 @@ def demo(out: Path, *, seed: int = 0, quick: bool = False, progress: bool = True
         result.augmenter.save_pretrained(out / "augmenter")  # before all that can fail
         fit_seconds = time.perf_counter() - started
         if result.augmenter is not result.prior:
-            train("crop + fitted", lambda model: SteeredDraws(model, augmenter=result.augmenter, tilt=0, seed=seed))
+            train(
+                "crop + fitted", lambda model: SteeredDraws(model, augmenter=result.augmenter, seed=seed, **UNSTEERED)
+            )
 
     lock.close()
     images = torch.stack([data["test"][k][0] for k in range(8)])

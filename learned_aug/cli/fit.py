@@ -52,7 +52,7 @@ from learned_aug.fit.pipeline import FitResult, fit
 from learned_aug.fit.pretrain import PretrainConfig
 from learned_aug.training.curves import StrengthCurves, strength_curves
 from learned_aug.training.retrain import RetrainConfig
-from learned_aug.training.steer import SteeredDraws
+from learned_aug.training.steer import UNSTEERED, SteeredDraws
 from learned_aug.viz import corrected_samples
 from learned_aug.weights.card import CardFacts, CardResult
 from learned_aug.weights.files import write_atomic
@@ -258,7 +258,7 @@ def _compare(
         def of(model: nn.Module) -> SteeredDraws:
             if steer:
                 return SteeredDraws(model, augmenter=augmenter, seed=work.args.seed)
-            return SteeredDraws(model, augmenter=augmenter, seed=work.args.seed, tilt=0)
+            return SteeredDraws(model, augmenter=augmenter, seed=work.args.seed, **UNSTEERED)
 
         return of
 

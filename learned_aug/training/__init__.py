@@ -6,10 +6,11 @@ from learned_aug.training.compare import compare
 from learned_aug.training.comparison import Comparison, Difference, Training
 from learned_aug.training.curves import StrengthCurves, strength_curves
 from learned_aug.training.retrain import RetrainConfig, evaluate, retrain
-from learned_aug.training.steer import SteeredDraws
+from learned_aug.training.steer import UNSTEERED, SteeredDraws
 
 __all__ = [
     "ARMS",
+    "UNSTEERED",
     "Comparison",
     "Difference",
     "DrawChoice",

@@ -18,7 +18,7 @@ from learned_aug.runtime.data import Data, as_pair
 from learned_aug.training.augment import Augment, Chain, Cutout, Mixing, batched, each
 from learned_aug.training.choice import DrawChoice
 from learned_aug.training.retrain import RetrainConfig, retrain
-from learned_aug.training.steer import SteeredDraws
+from learned_aug.training.steer import UNSTEERED, SteeredDraws
 from learned_aug.transform import LearnedAugment
 
 __all__ = ["ARMS", "CONTROL", "READS_VAL", "Arm", "Setting", "build", "describe", "each", "reads_val"]
@@ -76,7 +76,7 @@ def _steered_influence(setting: Setting) -> SteeredDraws:
 
 def _chosen_influence(setting: Setting) -> DrawChoice:
     """The better by influence of two draws, each of our prior or of TrivialAugmentWide."""
-    sources = {"prior": _steered(setting, tilt=0, share=1.0), "TrivialAugmentWide": v2.TrivialAugmentWide()}
+    sources = {"prior": _steered(setting, **{**UNSTEERED, "share": 1.0}), "TrivialAugmentWide": v2.TrivialAugmentWide()}
     return DrawChoice(
         setting.model,
         sources,
@@ -100,7 +100,7 @@ def _fitted(setting: Setting) -> SteeredDraws:
     val = setting.val
     assert val is not None  # compare sees to that
     result = fit(model, setting.train, val, baseline=setting.baseline, augmenter=networks, progress=False)
-    return _steered(setting, augmenter=result.augmenter, tilt=0)
+    return _steered(setting, augmenter=result.augmenter, **UNSTEERED)
 
 
 ARMS: dict[str, Callable[[Setting], Augment | None]] = {
@@ -112,7 +112,7 @@ ARMS: dict[str, Callable[[Setting], Augment | None]] = {
     "Cutout": lambda setting: Cutout(),
     "Mixup": lambda setting: Mixing(setting.model, v2.MixUp),
     "CutMix": lambda setting: Mixing(setting.model, v2.CutMix, p=0.5),
-    "prior": lambda setting: _steered(setting, tilt=0),
+    "prior": lambda setting: _steered(setting, **UNSTEERED),
     "steered": _steered,
     "steered-influence": _steered_influence,
     "chosen-influence": _chosen_influence,
@@ -152,7 +152,7 @@ def build(arm: Arm, setting: Setting) -> Augment | None:
     if isinstance(arm, LearnedAugment):
         arm = arm.augmenter
     if isinstance(arm, Augmenter):
-        return SteeredDraws(setting.model, augmenter=arm, tilt=0, seed=setting.seed)
+        return SteeredDraws(setting.model, augmenter=arm, seed=setting.seed, **UNSTEERED)
     if arm is None or isinstance(arm, nn.Module) or type(arm).__module__.startswith("torchvision.transforms"):
         return None if arm is None else batched(arm, mean=setting.mean, std=setting.std)
     if not callable(arm):

@@ -20,11 +20,15 @@ from learned_aug.runtime.distributed import rank
 from learned_aug.runtime.rng import generator
 from learned_aug.training.reader import Loss, Reader
 
-__all__ = ["SteeredDraws"]
+__all__ = ["UNSTEERED", "SteeredDraws"]
+
+UNSTEERED: dict[str, Any] = {"share": 0.5, "strength": 1.0, "tilt": 0.0}
+"""Settings with which nothing follows the classifier: draws of the networks at their own strength, the control."""
+KEPT = 0.9  # of the running mean of the probability, at each reading
 
 
 class SteeredDraws:
-    """Augments a share of each batch, and steers the draws of every other batch by the classifier in training.
+    """Augments a share of each batch, and steers the draws of every third batch by the classifier in training.
 
         steered = SteeredDraws(model)
         for images, labels in loader:
@@ -36,13 +40,19 @@ class SteeredDraws:
     from dropout that is tilted along it, at the same strength; the tilt is gated by the probability of the label, so
     that only what the classifier already gets right is made harder. It reads no label beyond the batch's own.
 
+    How much is augmented, and how strongly, follows the classifier too: where `share` and `strength` are ranges they
+    start at the lower end, and move toward the upper one with the running mean of the probability that the classifier
+    gives the labels of augmented images. A classifier that knows nothing yet learns little from hard images; one that
+    is sure of them has no more to learn from mild ones.
+
     Call it where the training step runs the model, under the same autocast. Several processes of torch.distributed
     share the prior of process 0, and draw each for itself.
 
     Args:
         model: the classifier in training, on images of the value range stated by `mean` and `std`; read in eval mode.
         augmenter: networks to draw from, such as a fitted augmenter; by default a prior made at the first batch.
-        share: share of each batch, taken at random, that is augmented.
+        share: share of each batch, taken at random, that is augmented: a number, or a range (low, high).
+        strength: factor on the strengths of all draws: a number, or a range (low, high).
         period: every so many calls draws are steered, those of the others are the prior's; 1 steers at each call, at
             about twice the cost.
         tilt: root mean square of the logits of keeping that steering adds; 0 steers nothing, negative reverses it.
@@ -63,7 +73,9 @@ class SteeredDraws:
 
     Attributes:
         augmenter: the networks that draws come from; None before the first batch.
-        metrics: of the last steered batch: mean probability of the label and mean gate.
+        confidence: running mean of the probability of the label at draws of the prior, which places `share` and
+            `strength` in their ranges; 0 at the start.
+        metrics: of the last batch that was read: mean probability of the label and mean gate.
 
     Raises:
         ValueError: if a setting is out of range.
@@ -74,8 +86,9 @@ class SteeredDraws:
         model: nn.Module,
         *,
         augmenter: Augmenter | None = None,
-        share: float = 0.5,
-        period: int = 2,
+        share: float | tuple[float, float] = (0.25, 0.9),
+        strength: float | tuple[float, float] = (0.5, 1.5),
+        period: int = 3,
         tilt: float = 3.0,
         gate: float = 4.0,
         warmup: int = 20,
@@ -90,8 +103,8 @@ class SteeredDraws:
         head: str | None = None,
         seed: int = 0,
     ) -> None:
-        if not 0 <= share <= 1:
-            raise ValueError(f"share must be in [0, 1], got {share}")
+        self.share = _range("share", share, 1.0)
+        self.strength = _range("strength", strength, math.inf)
         if not math.isfinite(tilt):
             raise ValueError(f"tilt must be finite, got {tilt}; 0 steers nothing")
         if not (math.isfinite(gate) and gate >= 0):
@@ -105,11 +118,12 @@ class SteeredDraws:
                 "augmenter must have tau_dropout > 0 to be steered, got 0; change its config, or use tilt=0"
             )
         self.model, self.augmenter = model, augmenter
-        self.share, self.period, self.tilt, self.gate, self.warmup = share, period, tilt, gate, warmup
+        self.period, self.tilt, self.gate, self.warmup = period, tilt, gate, warmup
         self.mean, self.std, self.every, self.seed = mean, std, every, seed
         self.reader = Reader(model, by=by, loss=loss, train=train, val=val, config=config, head=head)
         self.generator = generator(seed, "steered draws", rank())
         self.calls = 0
+        self.confidence = 0.0
         self.metrics: dict[str, float] = {}
 
     @torch.inference_mode(False)
@@ -130,38 +144,53 @@ class SteeredDraws:
         """
         labels = self.reader.check(images, labels, steers=bool(self.tilt))
         augmenter = self._augmenter_for(images)
-        steers = bool(self.tilt) and self.calls >= self.warmup
-        if steers and (self.calls - self.warmup) % self.every == 0:
+        reads = self._reads and self.calls >= self.warmup
+        if reads and (self.calls - self.warmup) % self.every == 0:
             self.reader.renew()
-        steers = steers and (self.calls - self.warmup) % self.period == 0
+        reads = reads and (self.calls - self.warmup) % self.period == 0
         self.calls += 1
-        chosen = torch.randperm(images.shape[0], generator=self.generator)[: round(self.share * images.shape[0])]
+        share, strength = (low + self.confidence * (high - low) for low, high in (self.share, self.strength))
+        chosen = torch.randperm(images.shape[0], generator=self.generator)[: round(share * images.shape[0])]
         chosen = chosen.to(images.device)
         part = images[chosen]
         noise = augmenter.draw_noise(part.shape[0], generator=self.generator, device=images.device)
-        if steers and part.shape[0]:
-            prior = augmenter.trace(part, noise)
-            masks = self._steer(augmenter, part, labels[chosen], prior.masks, noise)
-            drawn = augmenter.trace(part, masks=masks, strengths=prior.strengths).draw.apply(part)
+        if reads and part.shape[0]:
+            drawn = self._read(augmenter, part, labels[chosen], noise, strength)
         else:
-            drawn = augmenter(part, noise)
+            drawn = augmenter(part, noise, strength=strength)
         out = images.clone()
         out[chosen] = drawn
         return out
 
-    def _steer(self, augmenter: Augmenter, images: Tensor, labels: Tensor, masks: Tensor, noise: Tensor) -> Tensor:
-        """Draw masks (B, stages, tau_dim) anew, tilted by the gradient at `masks`."""
-        masks = masks.detach().requires_grad_()
-        with torch.enable_grad():
-            trace = augmenter.trace(images, masks=masks, strengths=augmenter.strengths(noise))
-            score, probability = self.reader.score(trace.draw.apply(images), labels)
-            gradient = self.reader.gradient(score, masks)
+    @property
+    def _reads(self) -> bool:
+        """Whether anything follows the classifier."""
+        return bool(self.tilt) or any(low != high for low, high in (self.share, self.strength))
+
+    def _read(self, augmenter: Augmenter, images: Tensor, labels: Tensor, noise: Tensor, strength: float) -> Tensor:
+        """Draw by `noise`, read the classifier there, and draw again along what it says."""
+        if augmenter.config.dropout == "fixed":
+            masks = augmenter.mask(noise[..., : augmenter.config.tau_dim])
+        else:  # the encoder has a say
+            masks = augmenter.trace(images, noise).masks
+        with torch.set_grad_enabled(bool(self.tilt)):
+            masks = masks.detach().requires_grad_(bool(self.tilt))
+            strengths = augmenter.strengths(noise)
+            trace = augmenter.trace(images, masks=masks, strengths=strengths, strength=strength)
+            drawn = trace.draw.apply(images)
+            score, probability = self.reader.score(drawn, labels)
+            gradient = self.reader.gradient(score, masks) if self.tilt else None
+        sure = float(probability.mean())
+        self.confidence += (1 - KEPT) * (sure - self.confidence)
+        self.metrics = {"probability": sure, "gate": float(probability.pow(self.gate).mean())}
+        if gradient is None:
+            return drawn
         logits = tilted(gradient, probability, tilt=self.tilt, gate=self.gate)
         if trace.logits is not None:
             logits = logits + trace.logits
-        self.metrics = {"probability": float(probability.mean()), "gate": float(probability.pow(self.gate).mean())}
         fresh = augmenter.draw_noise(images.shape[0], generator=self.generator, device=images.device)
-        return augmenter.mask(fresh[..., : augmenter.config.tau_dim], logits.detach())
+        masks = augmenter.mask(fresh[..., : augmenter.config.tau_dim], logits.detach())
+        return augmenter.trace(images, masks=masks, strengths=strengths, strength=strength).draw.apply(images)
 
     def _augmenter_for(self, images: Tensor) -> Augmenter:
         """Return the networks, made and calibrated at the first batch."""
@@ -176,6 +205,7 @@ class SteeredDraws:
             "augmenter": None if made is None else {"config": made.config.to_dict(), "weights": made.state_dict()},
             "generator": self.generator.get_state(),
             "calls": self.calls,
+            "confidence": self.confidence,
             "influence": None
             if self.reader.influence is None
             else [vars(self.reader.influence[0]), self.reader.influence[1]],
@@ -188,7 +218,22 @@ class SteeredDraws:
             made.load_state_dict(state["augmenter"]["weights"])
             self.augmenter = made.to(next(self.reader.model.parameters()).device)
         self.generator.set_state(state["generator"].cpu())
-        self.calls = state["calls"]
+        self.calls, self.confidence = state["calls"], state["confidence"]
         if state["influence"] is not None:
             head, ihvp = state["influence"]
             self.reader.influence = Head(**head), ihvp
+
+
+def _range(name: str, value: float | Sequence[float], most: float) -> tuple[float, float]:
+    """Return a setting that is a number or a range as a range.
+
+    Raises:
+        ValueError: if it is neither, or not within 0 to `most`.
+    """
+    ends = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(ends) != 2 or not all(isinstance(end, (int, float)) and math.isfinite(end) for end in ends):
+        raise ValueError(f"{name} must be a finite number or a range (low, high), got {value!r}")
+    if not 0 <= ends[0] <= ends[1] <= most:
+        limit = "0 or more" if most == math.inf else f"in [0, {most:g}]"
+        raise ValueError(f"{name} must be {limit}, the lower end first, got {value!r}")
+    return float(ends[0]), float(ends[1])

@@ -209,7 +209,7 @@ def test_outputs_of_another_form_need_a_loss():
 def test_models_of_any_dtype_are_followed(dtype, of_images, options):
     images = X.to(of_images or dtype)
     model = small().to(dtype)
-    out = SteeredDraws(model, warmup=0, period=1, **options)(images, Y)
+    out = SteeredDraws(model, warmup=0, period=1, share=0.5, **options)(images, Y)
     assert out.dtype == images.dtype
     assert (out != images).flatten(1).any(1).sum() == 16
     chosen = DrawChoice(model, prior(X), by=options.get("by", "loss"), train=TRAIN, val=VAL)(images, Y)
@@ -271,7 +271,7 @@ class Writing(nn.Module):
 @pytest.mark.parametrize("options", [{}, DATA], ids=["loss", "influence"])
 def test_a_model_that_writes_to_its_images_gets_copies(write, options):
     images = X.clone()
-    out = SteeredDraws(Writing(write), warmup=0, period=1, **options)(images, Y)
+    out = SteeredDraws(Writing(write), warmup=0, period=1, share=0.5, **options)(images, Y)
     assert torch.equal(images, X)
     assert (out == X).flatten(1).all(1).sum() == 16  # those that are not augmented
     assert all(torch.equal(a, b) for a, b in zip(TRAIN.tensors, photos(1), strict=True))

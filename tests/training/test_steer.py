@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from learned_aug import AugmenterConfig, SteeredDraws, prior
+from learned_aug.training import UNSTEERED
 from learned_aug.training.reader import Reader, first_tensor
 
 
@@ -18,6 +19,52 @@ def test_the_share_of_a_batch_is_augmented(model, batch):
     assert (out != images).flatten(1).any(1).sum() == 10
     assert out.shape == images.shape
     assert out.dtype == images.dtype
+
+
+class Sure(nn.Module):
+    """A classifier that gives class 0 a fixed probability, and reads its images."""
+
+    def __init__(self, probability):
+        super().__init__()
+        self.logit = nn.Parameter(torch.tensor(probability / (1 - probability)).log())
+
+    def forward(self, images):
+        logit = self.logit + 1e-4 * images.mean((1, 2, 3))
+        return torch.stack([logit, torch.zeros_like(logit)], 1)
+
+
+@pytest.mark.parametrize("tilt", [0.0, 3.0])
+def test_share_and_strength_rise_with_the_probability_of_the_labels(batch, tilt):
+    images, labels = batch[0], torch.zeros(40, dtype=torch.long)
+    changed, lengths = {}, {}
+    for probability in (0.1, 0.9):
+        follows = {"share": (0.25, 0.75), "strength": (0.5, 1.5), "tilt": tilt}
+        steered = SteeredDraws(Sure(probability), **follows, warmup=0, period=1)
+        start = steered(images, labels)
+        for _ in range(99):
+            out = steered(images, labels)
+        assert steered.confidence == pytest.approx(probability, abs=0.01)
+        assert (start != images).flatten(1).any(1).sum() == 10
+        changed[probability] = int((out != images).flatten(1).any(1).sum())
+        lengths[probability] = float((out - images).abs().sum()) / changed[probability]
+    assert changed == {0.1: 12, 0.9: 28}
+    assert lengths[0.9] > 1.3 * lengths[0.1]
+
+
+def test_strength_is_a_factor_on_the_draws(model, batch, augmenter):
+    images, labels = batch
+    still = SteeredDraws(model, augmenter=augmenter, **{**UNSTEERED, "strength": 0})(images, labels)
+    torch.testing.assert_close(still, images)
+
+
+def test_unsteered_draws_are_those_of_the_networks(model, batch, augmenter):
+    images, labels = batch
+    unsteered = SteeredDraws(model, augmenter=augmenter, warmup=0, **{**UNSTEERED, "share": 1.0})
+    source = unsteered.generator.clone_state()
+    order = torch.randperm(40, generator=source)
+    noise = augmenter.draw_noise(40, generator=source)
+    assert torch.equal(unsteered(images, labels)[order], augmenter(images[order], noise))
+    assert not unsteered.metrics
 
 
 def test_steered_draws_have_a_higher_loss_than_the_priors_and_than_reversed_ones(model, batch):
@@ -90,7 +137,20 @@ def test_a_loss_of_the_users_own_is_followed(model, batch):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"share": 1.5}, {"tilt": float("nan")}, {"gate": -1.0}, {"warmup": -1}, {"period": 0}, {"every": 0}]
+    "bad",
+    [
+        {"share": 1.5},
+        {"share": (0.9, 0.1)},
+        {"share": (0.1, 0.2, 0.3)},
+        {"strength": -1},
+        {"strength": (0.5, float("inf"))},
+        {"strength": "strong"},
+        {"tilt": float("nan")},
+        {"gate": -1.0},
+        {"warmup": -1},
+        {"period": 0},
+        {"every": 0},
+    ],
 )
 def test_settings_out_of_range_are_refused(model, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

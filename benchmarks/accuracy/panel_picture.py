@@ -1,0 +1,56 @@
+"""Draw the panel: for each data set, the mean paired difference of each arm to the baseline, with its 95 % interval.
+
+python benchmarks/accuracy/panel_picture.py examples/panel.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from paired import compare
+from panel import HERE, read
+
+NAMES = {
+    "mnist-50": "MNIST, 50",
+    "color-10": "digits in color, 10",
+    "color-60": "digits in color, 60",
+    "omniglot": "Omniglot, 10",
+    "sign-10": "sign digits, 10",
+    "cells-30": "blood cells, 30",
+    "cifar10-100": "CIFAR-10, 100",
+    "cifar10-500": "CIFAR-10, 500",
+    "cifar10-1000": "CIFAR-10, 1,000",
+}
+ARMS = {"TrivialAugmentWide": "tab:gray", "prior": "tab:blue", "steered": "tab:orange"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="picture to write")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "panel.jsonl")
+    args = parser.parse_args()
+    errors: dict[tuple[str, str], dict[int, float]] = {}
+    for row in read(args.results):
+        errors.setdefault((row["cell"], row["arm"]), {})[row["seed"]] = 100 * row["test_error"]
+    cells = [cell for cell in NAMES if all((cell, arm) in errors for arm in ("baseline", *ARMS))]
+    figure, axes = plt.subplots(figsize=(7, 0.6 + 0.5 * len(cells)), layout="constrained")
+    axes.axvline(0, color="black", linewidth=0.8)
+    for k, (arm, color) in enumerate(ARMS.items()):
+        for row, cell in enumerate(cells):
+            baseline, values = errors[cell, "baseline"], errors[cell, arm]
+            pairs = [values[seed] - baseline[seed] for seed in values.keys() & baseline.keys()]
+            mean, low, high, _ = compare(pairs) if len(pairs) > 1 else (pairs[0], pairs[0], pairs[0], 1.0)
+            label = arm if row == 0 else None
+            at = row + 0.22 * (k - 1)
+            axes.errorbar(mean, at, xerr=[[mean - low], [high - mean]], fmt="o", ms=4, color=color, label=label)
+    axes.set_yticks(range(len(cells)), [NAMES[cell] for cell in cells])
+    axes.invert_yaxis()
+    axes.set_xlabel("test error minus that of the baseline, points; mean and 95 % interval over paired seeds")
+    axes.legend(loc="lower left")
+    figure.savefig(args.out, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
