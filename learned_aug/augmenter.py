@@ -154,7 +154,10 @@ class Augmenter(PretrainedMixin):
         self._check(images)
         if noise is None:
             noise = self.draw_noise(images.shape[0], generator=generator, device=images.device)
-        return self._unroll(images, noise, None, None, strength).draw
+        # Compiled code cannot take the flags back.
+        thawed = torch.compiler.is_compiling() and self._is_thawed() and not images.requires_grad
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not thawed):
+            return self._unroll(images, noise, None, None, strength).draw
 
     def trace(
         self,
@@ -207,6 +210,8 @@ class Augmenter(PretrainedMixin):
             strengths = self.strengths(given.new_full((batch, 1, len(FAMILIES)), 0.5))
         elif strengths.shape != (batch, len(FAMILIES)):
             raise ValueError(f"strengths must be (B, 3) = ({batch}, 3), got {tuple(strengths.shape)}; see Trace")
+        if not isinstance(strength, Tensor) and not math.isfinite(strength):
+            raise ValueError(f"strength must be finite, got {strength}; 0 gives the images back")
         draw = self.empty_draw((images.shape[-2], images.shape[-1]))
         used: list[Tensor] = []
         logits: list[Tensor] = []
@@ -219,6 +224,11 @@ class Augmenter(PretrainedMixin):
             if code.keep is not None:
                 logits.append(code.keep)
         return Trace(draw, torch.stack(used, 1), strengths, torch.stack(logits, 1) if logits else None)
+
+    def _is_thawed(self) -> bool:
+        """Whether a model that holds the augmenter set the flags of its parameters, or those of a part."""
+        parts = (part for pair in self.pairs() for part in (pair.encoder, pair.generator))
+        return not self.learning and any(next(part.parameters()).requires_grad for part in parts)
 
     def empty_draw(self, size: tuple[int, int]) -> Draw:
         """Return a draw that changes nothing yet, for images of a size (H, W)."""
@@ -388,7 +398,7 @@ class Augmenter(PretrainedMixin):
         return draw
 
     def _check(self, images: Tensor) -> None:
-        if self._weight.requires_grad and not self.learning and not torch.compiler.is_compiling():
+        if self._is_thawed() and not torch.compiler.is_compiling():
             self.requires_grad_(False)
         c = self.config.channels
         if not isinstance(images, Tensor) or not images.is_floating_point():

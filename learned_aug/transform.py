@@ -200,7 +200,7 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         """Refuse a PIL image that does not fit the augmenter.
 
         Raises:
-            ValueError: if it has more than 8 bits, or other channels.
+            ValueError: if it has more than 8 bits, other channels, or no pixels.
         """
         channels = self.augmenter.config.channels
         if image.mode.startswith(DEEP):
@@ -208,6 +208,10 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
                 f"the augmenter takes PIL images of 8 bits, got {image.mode}; scale it first, 16 bits by 1/257: "
                 "PIL.Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)), as image.convert() cuts "
                 "values off at 255"
+            )
+        if 0 in image.size:
+            raise ValueError(
+                f"images must have pixels, got a PIL image of {image.width} x {image.height}; leave it out"
             )
         if image.mode != (mode := MODES.get(channels)):
             remedy = f"use image.convert({mode!r})" if mode else "give tensors"
@@ -244,7 +248,7 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
             values = flat.view(image.height, image.width, channels).permute(2, 0, 1)
         else:
             values = cast(Tensor, image).as_subclass(Tensor)
-            if values.shape[-3] != channels:
+            if values.shape[-3] != channels or 0 in values.shape[-2:]:
                 raise ValueError(
                     f"the augmenter takes images (..., {channels}, H, W), got {tuple(values.shape)}; convert them, as "
                     "with v2.Grayscale or v2.RGB, or fit an augmenter for them"
@@ -265,7 +269,7 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         """
         if pixels.dtype == torch.uint8 or pixels.device.type != "cpu" or not pixels.numel():
             return
-        if not pixels.is_floating_point():
+        if not pixels.is_floating_point() or pixels.itemsize < 2:
             raise TypeError(f"images must be uint8 or floating, got {pixels.dtype}; use v2.ToDtype(..., scale=True)")
         low, high = (float(value) for value in pixels.aminmax())
         if low >= -SLACK and high <= 1 + SLACK:

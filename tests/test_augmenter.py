@@ -66,6 +66,13 @@ def augmenter(request):
     return build(**request.param)
 
 
+@pytest.mark.parametrize("strength", [float("nan"), float("inf"), -float("inf")])
+def test_strength_that_is_not_finite_is_refused(strength):
+    augmenter = build()
+    with pytest.raises(ValueError, match="strength must be finite"):
+        augmenter(images(2, augmenter.config), strength=strength)
+
+
 def test_a_draw_changes_the_image_and_reports_how(augmenter):
     x = images(6, augmenter.config, seed=3)
     noise = augmenter.draw_noise(6, generator=seeded(2))

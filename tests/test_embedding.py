@@ -133,7 +133,14 @@ def unfreeze(model):
         p.requires_grad = True
 
 
-@pytest.mark.parametrize("how", [lambda m: m.requires_grad_(True), unfreeze, lambda m: m.train().requires_grad_()])
+def unfreeze_encoders(model):
+    for name, p in model.named_parameters():
+        p.requires_grad = "encoder" in name or "fc" in name
+
+
+@pytest.mark.parametrize(
+    "how", [lambda m: m.requires_grad_(True), unfreeze, unfreeze_encoders, lambda m: m.train().requires_grad_()]
+)
 @pytest.mark.parametrize("copied", [False, True])
 def test_an_enclosing_models_requires_grad_does_not_train_the_augmenter(how, copied):
     class Model(nn.Module):
@@ -160,6 +167,13 @@ def test_an_enclosing_models_requires_grad_does_not_train_the_augmenter(how, cop
     model.augment.requires_grad_(True)  # its own says that it is meant
     model(images(4, model.augment.config)).square().sum().backward()
     assert any(p.grad is not None and p.grad.any() for p in model.augment.parameters())
+
+
+def test_nor_does_it_in_compiled_code():
+    model = nn.Sequential(build(**SMALL), nn.Flatten(), nn.Linear(3 * 256, 2)).requires_grad_(True)
+    torch.compile(model, backend="aot_eager", fullgraph=True)(images(4, model[0].config)).sum().backward()
+    assert all(p.grad is None for p in model[0].parameters())
+    assert model[2].weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("form", [SMALL, {**SMALL, "variant": "serial"}, {**SMALL, "fields": "pixel"}, OLD], ids=str)

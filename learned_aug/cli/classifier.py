@@ -159,7 +159,7 @@ def _read(path: Path) -> Any:
     except Exception as error:  # of many types, by the damage
         unknown = _unknown_types(path)
         text = " ".join(str(error).split("WeightsUnpickler error:")[-1].split())[:120]
-        what = f"it holds {', '.join(unknown)}, which could run code" if unknown else text
+        what = f"it holds {', '.join(unknown)}, which could run code" if unknown else text or "it is empty"
         raise ValueError(
             f"{path} holds no plain state_dict ({what}); save one with torch.save(model.state_dict(), ...)"
         ) from error
@@ -175,8 +175,10 @@ def _inert() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
         (_plain_dict, "collections.defaultdict"),
         dict,
         list,
+        datetime.date,
         datetime.datetime,
         datetime.timedelta,
+        datetime.timezone,
         np.dtype,
         np.ndarray,
         *{type(np.dtype(kind)) for kind in "?bhilqBHILQefdSU"},
@@ -221,12 +223,17 @@ def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _parts(state: dict[str, Tensor], expected: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield the parts of a state that have exactly the model's names and shapes, with the prefix of their names."""
+    """Yield the parts of a state that have exactly the model's names and forms, with the prefix of their names."""
     first = next(iter(expected))
     for prefix in [name.removesuffix(first) for name in state if name == first or name.endswith(f".{first}")]:
         part = {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
-        if part.keys() == expected.keys() and all(v.shape == expected[name].shape for name, v in part.items()):
+        if part.keys() == expected.keys() and all(_fits(v, expected[name]) for name, v in part.items()):
             yield prefix, part
+
+
+def _fits(one: Tensor, other: Tensor) -> bool:
+    """Whether shapes are equal, and both or none floating: the integers of a quantized model are no weights."""
+    return one.shape == other.shape and one.is_floating_point() == other.is_floating_point()
 
 
 def _equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
@@ -244,6 +251,9 @@ def _explain(path: Path, read: Any, states: dict[str, dict[str, Tensor]], expect
     def shared(state: dict[str, Tensor]) -> int:
         return len(state.keys() & expected.keys())
 
+    def form(tensor: Tensor) -> str:
+        return f"{'' if tensor.is_floating_point() else f'{tensor.dtype} '}{tuple(tensor.shape)}"
+
     candidates = {}
     for where, state in states.items():
         clean = _unwrapped(state)
@@ -255,9 +265,9 @@ def _explain(path: Path, read: Any, states: dict[str, dict[str, Tensor]], expect
     place = "it" if where == "itself" else f"its {where!r}"
     keys = "" if where == "itself" and shared(state) else f" ({_kind(read)})"
     shapes = [
-        f"{name} {tuple(state[name].shape)}, not {tuple(expected[name].shape)}"
+        f"{name} {form(state[name])}, not {form(expected[name])}"
         for name in sorted(state.keys() & expected.keys())
-        if state[name].shape != expected[name].shape
+        if not _fits(state[name], expected[name])
     ]
     for what, names in (
         ("lacks", sorted(expected.keys() - state.keys())),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -33,6 +34,8 @@ ALIASES = {
     **dict.fromkeys(("val", "valid", "validation", "valset", "val_set", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "testset", "test_set", "tst"), "test"),
 }
+# What lies beside the images of a data set for segmentation or detection.
+KINDS = {"images", "imgs", "masks", "labels", "annotations", "jpegimages", "segmentationclass"}
 UNREAD = {".heic", ".heif", ".avif", ".jxl", ".svg", ".dcm", ".nii", ".npy", ".npz", ".raw", ".cr2", ".nef", ".dng"}
 
 
@@ -196,11 +199,25 @@ def _parts(root: Path, val: float | None) -> dict[str, Path]:
             )
         raise ValueError(f"{root} has no train/, {_named(inner)} does; give --data {root / inner[0]}")
     if val is None:
+        _refuse_parts(root, names)
         raise ValueError(
             f"{root} has no train/ and val/; make them, or hold out a share with --val 0.1, which the classifier "
             "must then not have been trained on"
         )
     return {"train": root}
+
+
+def _refuse_parts(folder: Path, names: Sequence[str]) -> None:
+    """Refuse classes that are parts by a word of their names, such as train_data/ and val2017/, with classes in them.
+
+    Raises:
+        ValueError: naming them.
+    """
+    words = {name: [ALIASES[w] for w in re.findall("[a-z]+", name.casefold()) if w in ALIASES] for name in names}
+    found = {name: parts[0] for name, parts in words.items() if parts and _subfolders(folder / name)}
+    if len(set(found.values())) > 1:
+        wanted = ", ".join(f"{name}/ to {part}/" for name, part in found.items())
+        raise ValueError(f"{folder} holds {_named(list(found))}, parts of a data set and no classes; rename {wanted}")
 
 
 def _named_parts(root: Path, names: list[str], val: float | None) -> dict[str, Path]:
@@ -238,6 +255,12 @@ def _listed(folder: Path) -> dict[str, list[Path]]:
         deeper = _subfolders(folder / names[0])
         remedy = f"move {_named(deeper)} up to {folder}" if len(deeper) > 1 else "one class needs no classifier"
         raise ValueError(f"{folder} must hold two class folders or more, got one, {names[0]}/; {remedy}")
+    _refuse_parts(folder, names)
+    if all(name.casefold() in KINDS for name in names):
+        raise ValueError(
+            f"{folder} must hold a folder of images for each class, got {_named(names)}, kinds of files; sort the "
+            "images by their class"
+        )
     below = {name: _subfolders(folder / name) for name in names}
     for name, deeper in below.items():
         if parts := [part for part in deeper if part.casefold() in ALIASES]:

@@ -133,6 +133,8 @@ def _refuse(image: PIL.Image.Image) -> None:
     kind = image.format or "image"
     if kind != "MPO" and getattr(image, "is_animated", False):  # the further pictures of a camera's MPO are previews
         raise ImageError(f"is a {kind} of {getattr(image, 'n_frames', 'several')} frames; save one of them as a file")
+    if image.mode == "LAB":
+        raise ImageError(f"is a {kind} in the color space Lab, which is not read; save it in RGB")
     if image.mode == "F" or (image.mode == "I" and kind not in ("PNG", "PPM")):
         what = "floating values" if image.mode == "F" else "32-bit integers"
         raise ImageError(f"is a {kind} of {what}, whose range is not stated; save it as a PNG of 8 or 16 bits")

@@ -178,6 +178,7 @@ def fit(
     model, layer = _on_device(model, head, device)
     _check_same_model(model, layer.weight.device)
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(forked())  # modules draw their first weights from torch's global generator
         listeners: list[OnEvent] = []

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.config import AugmenterConfig
+from learned_aug.runtime.checks import check_images
 from learned_aug.runtime.distributed import broadcast_
 from learned_aug.runtime.rng import generator
 
@@ -34,13 +35,10 @@ def prior(
         config: settings of the networks in place of the default ones, `mean` and `std` among them.
 
     Raises:
-        ValueError: if the images are not in the value range that is stated, or constant.
+        TypeError: if the images are no floating tensor.
+        ValueError: if they are not in the value range that is stated, or constant.
     """
-    if images.ndim != 4 or not images.is_floating_point():
-        raise ValueError(
-            f"images must be a floating batch (B, C, H, W), got {images.dtype} {tuple(images.shape)}; scale "
-            "integers with v2.functional.to_dtype(images, torch.float32, scale=True)"
-        )
+    check_images(images)
     if config is None:
         low, high = (float(value) for value in images.aminmax())
         if mean is None and std is None and (low < -0.5 or high > 1.5):

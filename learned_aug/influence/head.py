@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from learned_aug.runtime.checks import check_class_range, check_labels
+from learned_aug.runtime.checks import check_class_range, check_labels, model_errors_named
 
 __all__ = ["HeadBatch", "HeadTap", "borrowed", "check_differentiable", "collect", "find_head"]
 
@@ -88,13 +88,21 @@ def _free(head: nn.Linear, model: nn.Module) -> nn.Linear:
         parameter = head._parameters.get(name)
         if parameter is None:
             continue
+        if _places(*head._parameters.values()) < sum(
+            own.numel() for own in head._parameters.values() if own is not None
+        ):
+            raise ValueError(
+                "the head's weight and bias must be free to move, got values that share their memory, as expand() "
+                "leaves them: influences are those of an unconstrained head; give the head copies, and train it on"
+            )
+        tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
         others = [
             path
-            for path, other in model.named_parameters(remove_duplicate=False)
+            for path, other in tensors
             if _overlap(parameter, other) and not any(other is own for own in head.parameters())
         ]
         owners = [path for path, m in model.named_modules(remove_duplicate=False) if m is head]
-        shared = [p for p, other in model.named_parameters(remove_duplicate=False) if other is parameter]
+        shared = [path for path, other in tensors if other is parameter]
         if others or len(shared) > len(owners):
             places = ", ".join(sorted({*others, *shared}))
             raise ValueError(
@@ -126,6 +134,17 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
     return start < last and first < end and one.device == other.device and start != 0
 
 
+def _places(*parameters: Tensor | None) -> int:
+    """Count the places in memory that parameters take."""
+    places = []
+    for p in parameters:
+        if p is not None:
+            steps = (torch.arange(n) * step for n, step in zip(p.shape, p.stride(), strict=True))
+            offsets = sum(torch.meshgrid(*steps, indexing="ij"), torch.tensor(0))
+            places.append((p.data_ptr() + p.itemsize * offsets).flatten())
+    return len(torch.cat(places).unique())
+
+
 def _weight_normed(head: nn.Linear, name: str) -> bool:
     """Whether torch.nn.utils.weight_norm rebuilds it, which can give any weight."""
     return f"{name}_g" in head._parameters and f"{name}_v" in head._parameters
@@ -138,7 +157,15 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     Restored on exit: every module's `training` flag, every parameter's `requires_grad` and `grad`, every buffer bit for
     bit. Parameter values are not copied: the body must not write to them. Hooks are their owners' to remove (`HeadTap`
     does).
+
+    Raises:
+        ValueError: if the parameters were made in inference mode.
     """
+    if any(p.is_inference() for p in model.parameters()):
+        raise ValueError(
+            "the model's parameters were made in torch.inference_mode(), where no gradient can pass; build or load the "
+            "model outside of it"
+        )
     training = [(module, module.training) for module in model.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     buffers = [
@@ -148,7 +175,8 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
         if buffer is not None
     ]
     try:
-        model.eval()
+        for module, _ in training:  # not eval(), where some layers merge their weights, and exported ones refuse it
+            module.training = False
         for p, _, _ in parameters:
             p.requires_grad_(False)
         yield model
@@ -228,7 +256,8 @@ class HeadTap:
             raise RuntimeError("HeadTap is not open; use it as `with HeadTap(model, head) as tap:`")
         self._seen.clear()
         version = self.head.weight._version
-        with torch.compiler.set_stance("force_eager"):  # compiled code would not know the hook
+        named = nullcontext() if self._verified else model_errors_named(images)
+        with named, torch.compiler.set_stance("force_eager"):  # compiled code would not know the hook
             output = self.model(images.clone())  # which a model may write to
         if not torch.is_inference_mode_enabled() and self.head.weight._version != version:
             raise ValueError(
@@ -256,21 +285,25 @@ class HeadTap:
 
     @contextmanager
     def _moved_head(self) -> Iterator[list[nn.Parameter]]:
-        """While open, the head has other parameters, far from its own, which are given; none if they are rebuilt."""
-        own = dict(self.head._parameters)
-        names = [name for name in ("weight", "bias") if own.get(name) is not None]
-        if "weight" not in names:
-            names = []
+        """While open, the head has other values, far from its own, which are given; none if they are rebuilt.
+
+        The parameters themselves get other memory, for whoever else holds them; their own waits untouched.
+        """
+        own = [p for name in ("weight", "bias") if (p := self.head._parameters.get(name)) is not None]
+        if "weight" not in self.head._parameters:
+            own = []
         source = torch.Generator().manual_seed(0)
+        kept: list[tuple[nn.Parameter, Tensor]] = []
         try:
-            for name in names:
-                value = cast(nn.Parameter, own[name]).detach()
-                noise = torch.randn(value.shape, generator=source, dtype=torch.float32).to(value)
-                step = noise * (1 + 4 * value.abs().max())
-                self.head._parameters[name] = nn.Parameter(value + step, requires_grad=False)
-            yield [cast(nn.Parameter, self.head._parameters[name]) for name in names]
+            for p in own:
+                value = p.data
+                noise = torch.randn(p.shape, generator=source, dtype=torch.float32).to(value)
+                kept.append((p, value))
+                p.data = value + noise * (1 + 4 * value.abs().max())
+            yield own
         finally:
-            self.head._parameters.update(own)
+            for p, value in kept:
+                p.data = value
 
     def _others(self) -> str:
         paths = [p for p, m in self.model.named_modules() if isinstance(m, nn.Linear) and m is not self.head]
@@ -298,11 +331,11 @@ class HeadTap:
                 f'layer is the last one; return the logits of one head, or pass head="name"{self._others()}'
             )
         with self._moved_head() as moved:
-            given = [(p, p.detach().clone()) for p in moved]
+            given = [p.detach().clone() for p in moved]
             half, output = self._forward(images[: (len(images) + 1) // 2])
-        # Written to through .data, which no version counts, or read as something else than what they are.
-        written = any(not torch.equal(p, value) for p, value in given)
-        if given and (written or _gap(output.float(), F.linear(half.float(), *(v.float() for _, v in given))) > 0.02):
+            # Written to through .data, which no version counts, or read as something else than what they are.
+            written = not all(map(torch.equal, moved, given))
+        if given and (written or _gap(output.float(), F.linear(half.float(), *(v.float() for v in given))) > 0.02):
             raise ValueError(
                 f"the head's {' and '.join(('weight', 'bias')[: len(given)])} must be free to move, got a model that "
                 f"{'writes to' if written else 'changes'} them at each pass, as a hook that masks or normalizes does: "
@@ -312,8 +345,8 @@ class HeadTap:
         if (gap := _gap(half.float(), features[: len(half)].float())) > 0.02:
             raise ValueError(
                 f"two passes over the same images gave features that differ by {gap:.1%} of their size: active "
-                "dropout or other randomness, or normalization over the batch; features must depend on their image "
-                "alone"
+                "dropout or other randomness, normalization over the batch, or a head whose weight is used before it "
+                "too; features must depend on their image alone"
             )
 
 

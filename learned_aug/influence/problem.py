@@ -56,7 +56,7 @@ def targets(labels: Tensor, like: Tensor, label_smoothing: float = 0.0) -> Tenso
     smooth = label_smoothing / like.shape[1]
     if labels.ndim == 2:
         return labels.to(like.dtype) * (1 - label_smoothing) + smooth
-    return torch.full_like(like, smooth).scatter_(1, labels[:, None], 1 - label_smoothing + smooth)
+    return torch.full_like(like, smooth).scatter_(1, labels[:, None].long(), 1 - label_smoothing + smooth)
 
 
 def warn_of_missing_classes(labels: Tensor, classes: int, sharded: bool = False) -> int:
@@ -265,7 +265,8 @@ class HeadProblem:
         data = self.weight.new_zeros(())
         for rows in self._blocks():
             smoothing = self.label_smoothing
-            ce = F.cross_entropy(self._logits(rows), self.labels[rows], reduction="none", label_smoothing=smoothing)
+            labels = self.labels[rows].long()
+            ce = F.cross_entropy(self._logits(rows), labels, reduction="none", label_smoothing=smoothing)
             data += self._weigh(ce, rows).sum()
         return self.total(data) / self.n_train + 0.5 * self.weight_decay * self.theta.square().sum()
 

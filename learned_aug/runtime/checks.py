@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["check_at_least", "check_at_most_one", "check_class_range", "check_labels", "check_targets"]
+__all__ = [
+    "check_at_least",
+    "check_at_most_one",
+    "check_class_range",
+    "check_images",
+    "check_labels",
+    "check_targets",
+    "model_errors_named",
+]
 
 
 def check_at_least(config: object, **bounds: float) -> None:
@@ -39,6 +50,25 @@ def check_at_most_one(config: object, *names: str) -> None:
             raise ValueError(f"{type(config).__name__}.{name} must be in [0, 1], got {value}")
 
 
+def check_images(images: Any) -> Tensor:
+    """Refuse what is no floating batch (B, C, H, W), and return it.
+
+    Raises:
+        TypeError: if it is no floating tensor.
+        ValueError: if it has another shape, or no pixels.
+    """
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(
+            f"images must be a floating batch (B, C, H, W), got {got}; scale integers with "
+            "v2.functional.to_dtype(images, torch.float32, scale=True), and stack single ones with torch.stack"
+        )
+    if images.ndim != 4 or 0 in images.shape[1:]:
+        hint = "; add a batch dimension with images[None]" if images.ndim == 3 else ""
+        raise ValueError(f"images must be (B, C, H, W), got {tuple(images.shape)}{hint}")
+    return images
+
+
 def check_labels(labels: Any, samples: int, name: str = "labels") -> Tensor:
     """Refuse labels that are not class indices, with a remedy for the form that came.
 
@@ -48,7 +78,7 @@ def check_labels(labels: Any, samples: int, name: str = "labels") -> Tensor:
         name: what they are called in the error, such as "labels of train".
 
     Returns:
-        The labels, integers (B,).
+        The labels, int64 (B,).
 
     Raises:
         ValueError: if they are something else.
@@ -56,7 +86,7 @@ def check_labels(labels: Any, samples: int, name: str = "labels") -> Tensor:
     if isinstance(labels, Tensor):
         integers = not labels.is_floating_point() and not labels.is_complex() and labels.dtype.itemsize > 0
         if integers and str(labels.dtype) != "torch.bool" and tuple(labels.shape) == (samples,):
-            return labels
+            return labels.long()
         remedy, got = _remedy(labels, samples), f"{labels.dtype} {tuple(labels.shape)}"
     else:
         first = labels[0] if isinstance(labels, (list, tuple)) and len(labels) else labels
@@ -92,19 +122,38 @@ def check_targets(labels: Any, samples: int, *, values: bool = True) -> Tensor:
     return out
 
 
+@contextmanager
+def model_errors_named(images: Tensor) -> Iterator[None]:
+    """Say of a model's first pass, which the body is, what images it was given where it does not take them.
+
+    Raises:
+        ValueError: for what torch and the layers' own checks raise (RuntimeError, AssertionError).
+        OutOfMemoryError: as it came.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError) as error:
+        text = " ".join(str(error).split())[:200]
+        last = images.ndim == 4 and images.shape[-1] in (1, 3, 4) and images.shape[1] not in (1, 3, 4)
+        hint = "their channels seem to be last: permute(0, 3, 1, 2)" if last else "check channels, size and dtype"
+        raise ValueError(f"the model does not take {images.dtype} {tuple(images.shape)} ({text}); {hint}") from error
+
+
 def _remedy(labels: Tensor, samples: int) -> str:
+    if labels.ndim != 1 and labels.numel() == samples:
+        return "make it one dimension with labels.flatten()"
     if labels.ndim == 0 or labels.shape[0] != samples:
         return "give one label for each image of the batch"
-    if labels.ndim > 1 and labels[0].numel() == 1:
-        return "take the extra dimension off with labels.flatten()"
     if labels.ndim == 2:
         ones = (labels.float().sum(1) - 1).abs().amax() < 1e-3
         if bool(ones) and bool(((labels == 0) | (labels == 1)).all()):
-            return "turn one-hot labels into indices with labels.argmax(1)"
+            return "turn one-hot labels into indices with labels.long().argmax(1)"
         if bool(ones):
             return "take the mixing of labels (Mixup, CutMix, smoothing) out of the data set or loader"
         return "several labels for an image are not supported here: one class for each image is"
-    if labels.ndim == 1 and bool((labels.float() % 1 == 0).all()):
+    if labels.ndim == 1 and not labels.is_complex() and bool((labels.float() % 1 == 0).all()):
         return "convert them with labels.long()"
     return "give the index of each image's class, not a value to regress on"
 

@@ -118,7 +118,7 @@ def collate_errors_named(name: str) -> Iterator[None]:
 
     Raises:
         ValueError: for images of several sizes.
-        TypeError: for PIL images.
+        TypeError: for PIL images, or None.
         RuntimeError: whatever else the body raises.
     """
     try:
@@ -128,6 +128,10 @@ def collate_errors_named(name: str) -> Iterator[None]:
             raise ValueError(
                 f"images of {name} must have one size within a batch, got several ({error}); "
                 "resize or crop them in the data set's transform"
+            ) from error
+        if isinstance(error, TypeError) and "NoneType" in str(error) and "collate" in str(error):
+            raise TypeError(
+                f"samples of {name} must be (image, label), got None in one of them; leave those without a label out"
             ) from error
         if isinstance(error, TypeError) and "PIL" in str(error) and "collate" in str(error):
             raise TypeError(
@@ -150,7 +154,7 @@ def check_batch(batch: Any, name: str, start: int) -> tuple[Tensor, Tensor]:
             f"images of {name} must be floating tensors, got {_kind(images)}; end the data set's transform with "
             + TO_TENSOR
         )
-    if images.ndim != 4:
+    if images.ndim != 4 or 0 in images.shape[1:]:
         raise ValueError(f"images of {name} must be (C, H, W), batches (B, C, H, W), got {tuple(images.shape)}")
     labels = check_labels(labels, images.shape[0], f"labels of {name}")
     if not (finite := images.isfinite().flatten(1).all(1)).all():

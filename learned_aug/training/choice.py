@@ -105,6 +105,7 @@ class DrawChoice:
         self.calls = 0
         self._warned = False
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return augmented copies of (B, C, H, W) with labels (B,) or (B, K), the best of the candidates for each.
@@ -112,7 +113,9 @@ class DrawChoice:
         Raises:
             ValueError: if labels do not fit, or a source changes shapes, dtypes or labels.
         """
-        self.reader.check(images, labels, steers=False)
+        labels = self.reader.check(images, labels, steers=False)
+        if not len(images):
+            return images.clone()
         if self.calls % self.every == 0:
             self.reader.renew()
         count = len(images)

@@ -15,7 +15,7 @@ from learned_aug.influence.head import HeadTap, check_differentiable, collect, f
 from learned_aug.influence.problem import Head
 from learned_aug.influence.s_val import InfluenceConfig, solve_s_val
 from learned_aug.influence.scores import influence_up
-from learned_aug.runtime.checks import check_class_range, check_targets
+from learned_aug.runtime.checks import check_class_range, check_images, check_targets, model_errors_named
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.stream import Stream
 
@@ -84,31 +84,38 @@ class Reader:
         """What the model computes in: its first floating parameter's dtype."""
         return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
 
-    def check(self, images: Tensor, labels: Any, *, steers: bool) -> None:
-        """Refuse labels that do not fit; and, at the first batch, a model that cannot be followed.
+    def check(self, images: Tensor, labels: Any, *, steers: bool) -> Any:
+        """Refuse images and labels that do not fit; and, at the first batch, a model that cannot be followed.
 
         Args:
             images: (B, C, H, W), floating.
             labels: what the loss takes.
             steers: whether gradients are asked for.
 
+        Returns:
+            The labels as the loss takes them: class indices in int64.
+
         Raises:
-            ValueError: if labels are not of the form that the loss takes, or beyond the model's classes; if the
-                model has a single output; or if no gradient reaches its images.
+            TypeError: if images are no floating tensor.
+            ValueError: if they are no batch; if labels are not of the form that the loss takes, or beyond the model's
+                classes; if the model has a single output; or if no gradient reaches its images.
         """
+        check_images(images)
         first = not self._classes
         # A look at values on an accelerator would make it wait, at each call.
         looks = first or (isinstance(labels, Tensor) and labels.device.type == "cpu")
-        if isinstance(labels, Tensor) and labels.shape[:1] != images.shape[:1]:
+        several = isinstance(labels, Tensor) and labels.shape[:1] != images.shape[:1]
+        if several and (self.loss is not None or labels.numel() != len(images)):
             raise ValueError(
                 f"labels must be one per image, {images.shape[0]}, got {tuple(labels.shape)}; pass those of this batch"
             )
         if self.by == "influence" or self.loss is None:
-            check_targets(labels, len(images), values=looks)
+            labels = check_targets(labels, len(images), values=looks)
         if first and len(images):
             self._check_model(images[:16], labels[:16], steers)
         if self.loss is None and looks and self._classes:
             self._check_classes(labels)
+        return labels
 
     def _check_classes(self, labels: Tensor) -> None:
         if labels.ndim == 1:
@@ -133,7 +140,8 @@ class Reader:
                     self._classes = self.tap(images.to(self.dtype))[1].shape[1]
                 return
             images = images.detach().clone().requires_grad_(steers)
-            output = first_tensor(self.model(self._input(images)))
+            with model_errors_named(images):
+                output = first_tensor(self.model(self._input(images)))
             classes = output.shape[1] if output.ndim > 1 else 1
             if self.loss is None:
                 if output.ndim != 2 or len(output) != len(images):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from learned_aug.influence.head import borrowed
-from learned_aug.runtime.checks import check_at_least, check_at_most_one, check_class_range, check_labels
+from learned_aug.runtime.checks import (
+    check_at_least,
+    check_at_most_one,
+    check_class_range,
+    check_labels,
+    model_errors_named,
+)
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.events import Event, OnEvent
 from learned_aug.runtime.stream import Stream
@@ -51,6 +58,8 @@ class RetrainConfig:
         check_at_most_one(self, "label_smoothing")
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def retrain(
     model: nn.Module,
     train: Data,
@@ -103,7 +112,8 @@ def retrain(
         if augment is not None:
             images, labels = applied(augment, images, labels)
             images = images.to(weight.dtype)
-        logits = first_tensor(model(images)).float()
+        with nullcontext() if step else model_errors_named(images):
+            logits = first_tensor(model(images)).float()
         if labels.is_floating_point():
             labels = _soft(labels, logits)
         else:
@@ -168,7 +178,8 @@ def evaluate(model: nn.Module, data: Data, batch_size: int = 500) -> tuple[float
     stream = Stream(data, "data", "evaluate", seed=0, batch_size=batch_size, device=weight.device, dtype=weight.dtype)
     with borrowed(model):
         for images, labels in stream.once():
-            logits = first_tensor(model(images)).float()
+            with nullcontext() if count else model_errors_named(images):
+                logits = first_tensor(model(images)).float()
             check_class_range(check_labels(labels, logits.shape[0]), logits.shape[1], count)
             wrong += int((logits.argmax(1) != labels).sum())
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))

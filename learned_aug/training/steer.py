@@ -126,6 +126,7 @@ class SteeredDraws:
         self.confidence = 0.0
         self.metrics: dict[str, float] = {}
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the batch with a share of its images augmented.
@@ -141,8 +142,8 @@ class SteeredDraws:
             ValueError: if images or labels do not fit, with what was expected, what came and what to do.
             TypeError: if images are no floating tensor.
         """
+        labels = self.reader.check(images, labels, steers=bool(self.tilt))
         augmenter = self._augmenter_for(images)
-        self.reader.check(images, labels, steers=bool(self.tilt))
         reads = self._reads and self.calls >= self.warmup
         if reads and (self.calls - self.warmup) % self.every == 0:
             self.reader.renew()

@@ -104,6 +104,8 @@ def sha256(data: bytes) -> str:
 def write(folder: str | PathLike[str], files: Mapping[str, bytes]) -> None:
     """Write files to a folder, which is made if it does not exist; each file is replaced atomically.
 
+    A process that dies meanwhile leaves what was there, or no configuration: never one of other weights.
+
     Args:
         folder: path of the folder.
         files: contents by file name.
@@ -113,8 +115,18 @@ def write(folder: str | PathLike[str], files: Mapping[str, bytes]) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        write_atomic(folder / name, data)
+    staged: dict[Path, str] = {}
+    try:
+        for name, data in files.items():
+            staged[folder / name] = _staged(folder / name, data)
+        if CONFIG_NAME in files and WEIGHTS_NAME in files:
+            (folder / CONFIG_NAME).unlink(missing_ok=True)
+        for path in sorted(staged, key=lambda path: path.name == CONFIG_NAME):
+            os.replace(staged[path], path)
+            del staged[path]
+    finally:
+        for name in staged.values():
+            os.unlink(name)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -125,6 +137,16 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         OSError: if the file cannot be written.
     """
+    name = _staged(path, data)
+    try:
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _staged(path: Path, data: bytes) -> str:
+    """Write a temporary file beside `path`, with the permissions of a new one, and return its name."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -134,10 +156,10 @@ def write_atomic(path: Path, data: bytes) -> None:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
     except BaseException:
         os.unlink(name)
         raise
+    return name
 
 
 def read(folder: str | PathLike[str]) -> dict[str, bytes]:

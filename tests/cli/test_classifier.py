@@ -162,6 +162,11 @@ class Settings:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (b"", r"holds no plain state_dict \(it is empty\)"),
+        (
+            {"weight": torch.zeros(3, 2, dtype=torch.int8), "bias": torch.zeros(3)},
+            r"it has weight torch.int8 \(3, 2\), not \(3, 2\)",
+        ),
         (b"nonsense", "holds no plain state_dict"),
         ({"weight": Evil()}, r"holds no plain state_dict \(it holds builtins\.print, which could run code"),
         ({"model": {}, "args": Settings()}, r"it holds tests\.cli\.test_classifier\.Settings, which could run code"),

@@ -77,6 +77,8 @@ def test_one_class_is_refused(tree, options):
         (["train/a", "train/b", "valid/a", "valid/b"], "valid/ to val/"),
         (["train/a", "train/b", "Test/a", "Test/b"], "Test/ to test/"),
         (["Training/a", "Training/b", "notes"], "Training/ to train/"),
+        (["train_data/a", "train_data/b", "val_data/a", "val_data/b"], "train_data/ to train/, val_data/ to val/"),
+        (["train2017/a", "train2017/b", "val2017/a", "val2017/b"], "train2017/ to train/, val2017/ to val/"),
         (["Train", "Test"], "Test/ to test/, Train/ to train/"),
     ],
 )
@@ -89,6 +91,20 @@ def test_parts_one_level_too_deep_are_refused_with_the_right_folder(tree):
     root = tree("digits/train/a", "digits/train/b", "digits/val/a", "digits/val/b")
     refused(root, rf"has no train/, digits/ does; give --data {root / 'digits'}", val=0.5)
     refused(root, rf"give --data {root / 'digits'}")
+
+
+def test_parts_in_the_place_of_classes_are_refused(tree):
+    refused(tree("train/train/a", "train/train/b", "train/val/a", "train/val/b"), "train holds train/, val/", val=0.5)
+
+
+def test_images_beside_their_masks_are_no_classes(tree):
+    refused(tree("train/images", "train/masks"), r"got images/, masks/, kinds of files; sort", val=0.5)
+
+
+def test_classes_with_a_word_of_a_part_are_classes(tree):
+    root = tree("train station/day", "train station/night", "bus station/day", "bus station/night")
+    with pytest.warns(UserWarning, match="read as one class"):
+        assert open_folders(root, size=28, val=0.5).classes == ["bus station", "train station"]
 
 
 def test_parts_below_each_class_are_refused(tree):

@@ -265,7 +265,7 @@ UNUSUAL: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "batch statistics": (
         lambda: nn.Sequential(small()[:-1], nn.BatchNorm1d(32, track_running_stats=False), nn.Linear(32, CLASSES)),
-        "normalization over the batch; features must depend on their image alone",
+        "normalization over the batch, .*features must depend on their image alone",
     ),
     "noise at evaluation": (
         lambda: Ending(lambda fc, h: fc(F.dropout(h, 0.5))),

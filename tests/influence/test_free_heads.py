@@ -57,6 +57,20 @@ def tied_bias() -> nn.Module:
     return made
 
 
+def values_that_share_memory(head: nn.Linear) -> None:
+    head.weight = nn.Parameter(torch.randn(1, DIM).expand(CLASSES, DIM))
+
+
+def bias_within_the_weight(head: nn.Linear) -> None:
+    head.bias = nn.Parameter(head.weight.detach()[:, 0])
+
+
+def prototypes() -> nn.Module:
+    made = model()
+    made.register_buffer("prototypes", made[-1].weight.data)
+    return made
+
+
 def legacy_spectral_norm(head: nn.Linear) -> None:
     torch.nn.utils.spectral_norm(head)
 
@@ -93,6 +107,9 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "weight of another layer": (tied_layers, "weight must be its own, got one that is shared .*4.weight"),
     "view of another layer's memory": (view_of_another, "weight must be its own, got one that is shared .*4.weight"),
     "bias that another module holds": (tied_bias, "bias must be its own, got one that is shared .*0.shift"),
+    "rows that are one": (lambda: with_head(values_that_share_memory), "values that share their memory, as expand"),
+    "bias within the weight": (lambda: with_head(bias_within_the_weight), "values that share their memory"),
+    "buffer": (prototypes, "weight must be its own, got one that is shared .*prototypes"),
     "gradient hook": (lambda: with_head(masked_gradient), "weight must be free to move, got one with a gradient hook"),
     "frozen bias": (
         lambda: with_head(lambda h: h.bias.requires_grad_(False)),
@@ -179,12 +196,32 @@ def mask_after_accumulation(head: nn.Linear) -> None:
     head.weight.register_post_accumulate_grad_hook(lambda p: p.grad.mul_(torch.arange(DIM) < 9) is None or None)
 
 
+def hook_that_holds_the_weight(*, writes: bool) -> nn.Module:
+    """A hook of an earlier layer that knows the parameter, not the head."""
+    made, mask = model(), (torch.arange(DIM) < 9).float()
+    weight = made[-1].weight
+    weight.data.mul_(mask)
+    if writes:
+        made[0].register_forward_pre_hook(lambda *_: weight.data.mul_(mask) is None or None)
+    else:
+        made[0].register_forward_hook(lambda m, x, out: out * weight.norm())
+    return made
+
+
 AT_EACH_PASS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "masked through data": (lambda: with_head(masked_data), "weight and bias must be free.*writes to them"),
     "other data": (lambda: with_head(new_data), "weight and bias must be free.*writes to them"),
     "largest norm": (lambda: with_head(max_norm), "weight and bias must be free.*writes to them"),
     "zero bias": (lambda: with_head(zero_bias), "weight and bias must be free.*writes to them"),
     "hook of the model": (hook_of_the_model, "weight and bias must be free.*writes to them"),
+    "hook that holds the weight": (
+        lambda: hook_that_holds_the_weight(writes=True),
+        "weight and bias must be free.*writes to them",
+    ),
+    "features that the weight scales": (
+        lambda: hook_that_holds_the_weight(writes=False),
+        "a head whose weight is used before it",
+    ),
     "masked in forward": (
         lambda: model(Masked(DIM, CLASSES)),
         "must be its head's logits|weight and bias must be free",

@@ -67,7 +67,23 @@ class TestFindHead:
             find_head(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()))
 
 
+class Merging(nn.Linear):
+    """A layer that folds its addition into its weight in eval mode, as adapters of low rank do."""
+
+    def train(self, mode: bool = True) -> Merging:
+        if mode != self.training:
+            self.weight.data.add_(-1.0 if mode else 1.0)
+        return super().train(mode)
+
+
 class TestBorrowed:
+    def test_layers_do_not_merge_their_weights(self) -> None:
+        model = nn.Sequential(Merging(3, 2)).train()
+        before = model[0].weight.detach().clone()
+        with borrowed(model):
+            assert not model[0].training
+        assert torch.equal(model[0].weight, before)
+
     @pytest.mark.parametrize("fail", [False, True])
     def test_model_comes_back_bit_identical(self, fail: bool) -> None:
         model = Classifier().train()

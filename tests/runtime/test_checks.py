@@ -11,13 +11,15 @@ from learned_aug.influence.problem import HeadProblem
 from learned_aug.runtime.checks import check_class_range, check_labels
 
 EYE = torch.eye(4)
-FLATTEN = r"take the extra dimension off with labels.flatten\(\)"
-ARGMAX = r"turn one-hot labels into indices with labels.argmax\(1\)"
+FLATTEN = r"make it one dimension with labels.flatten\(\)"
+ARGMAX = r"turn one-hot labels into indices with labels.long\(\).argmax\(1\)"
 LONG = r"convert them with labels.long\(\)"
 MIXED = r"take the mixing of labels .* out of the data set or loader"
 FORMS = {
     "(B, 1)": (torch.tensor([[0], [1], [2], [3]]), FLATTEN),
     "(B, 1, 1)": (torch.zeros(4, 1, 1, dtype=torch.long), FLATTEN),
+    "(1, B)": (torch.tensor([[0, 1, 2, 3]]), FLATTEN),
+    "complex": (torch.zeros(4, dtype=torch.complex64), "give the index of each image.s class, not a value to regress"),
     "(B, 1) floats": (torch.zeros(4, 1), FLATTEN),
     "one-hot floats": (EYE, ARGMAX),
     "one-hot integers": (EYE.long(), ARGMAX),
@@ -54,10 +56,12 @@ def test_following_the_remedy_gives_the_labels_that_were_meant(form):
             assert check_labels(made, 4).tolist() == made.tolist()
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64])
 def test_integers_of_any_width_are_class_indices(dtype):
-    labels = torch.arange(4, dtype=dtype)
-    assert check_labels(labels, 4) is labels
+    labels = torch.arange(4).to(dtype)
+    checked = check_labels(labels, 4)
+    assert checked.dtype == torch.int64
+    assert checked.tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("form", ["(B, 1)", "one-hot floats", "mixed", "whole floats", "values"])

@@ -38,8 +38,8 @@ TRAIN, VAL = (TensorDataset(*photos(seed)) for seed in (1, 2))
 DATA = {"by": "influence", "train": TRAIN, "val": VAL}
 LABELS = {
     "too few": (Y[:4], "labels must be one per image, 32, got"),
-    "a column": (Y[:, None], r"take the extra dimension off with labels.flatten\(\)"),
-    "one-hot integers": (F.one_hot(Y, CLASSES), r"labels.argmax\(1\)"),
+    "a column": (Y[:, None], r"make it one dimension with labels.flatten\(\)"),
+    "one-hot integers": (F.one_hot(Y, CLASSES), r"labels.long\(\).argmax\(1\)"),
     "floats": (Y.float(), r"labels.long\(\)"),
     "regression": (Y + 0.5, "not a value to regress on"),
     "names": (["cat"] * 32, "map class names to indices"),
@@ -49,6 +49,55 @@ LABELS = {
     "several an image": (torch.ones(32, CLASSES), "pass loss="),
     "soft ones of more classes": (torch.full((32, 8), 1 / 8), "a column for each of the model's 4 classes"),
 }
+
+
+IMAGES = {
+    "bytes": ((255 * X).byte(), TypeError, "floating batch .*got torch.uint8"),
+    "a list": (list(X), TypeError, "floating batch .*got list.*torch.stack"),
+    "an array": (X.numpy(), TypeError, "floating batch .*got ndarray"),
+    "one image": (X[0], ValueError, r"must be \(B, C, H, W\).*images\[None\]"),
+    "no pixels": (X[:, :, :0], ValueError, r"must be \(B, C, H, W\), got \(32, 3, 0, 16\)"),
+    "channels last": (X.permute(0, 2, 3, 1), ValueError, r"the model does not take .*permute\(0, 3, 1, 2\)"),
+}
+AUGMENTER = prior(X)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize(
+    "make",
+    [lambda: SteeredDraws(small(), **DATA), lambda: SteeredDraws(small()), lambda: DrawChoice(small(), AUGMENTER)],
+)
+def test_images_that_do_not_fit_are_refused_with_the_remedy(name, make):
+    images, error, message = IMAGES[name]
+    with pytest.raises(error, match=message):
+        make()(images, Y)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.uint16])
+@pytest.mark.parametrize("data", [{}, DATA], ids=["loss", "influence"])
+def test_labels_of_any_width_give_the_draws_of_int64(dtype, data):
+    def drawn(labels):
+        return SteeredDraws(small(), augmenter=AUGMENTER, warmup=0, period=1, **data)(X, labels)
+
+    assert torch.equal(drawn(Y.to(dtype)), drawn(Y))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda m: SteeredDraws(m, augmenter=AUGMENTER, warmup=0, period=1), lambda m: DrawChoice(m, AUGMENTER)]
+)
+def test_an_enclosing_inference_mode_changes_no_draw(make):
+    model = small()
+    torch.manual_seed(0)
+    expected = make(model)(X, Y)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        drawn = make(model)(X, Y)
+    assert torch.equal(drawn, expected)
+    assert not drawn.is_inference()
+
+
+def test_a_choice_of_no_images_is_none():
+    assert DrawChoice(small(), AUGMENTER)(X[:0], Y[:0]).shape == (0, 3, 16, 16)
 
 
 @pytest.mark.parametrize("name", LABELS)

@@ -177,7 +177,7 @@ def test_labels_of_another_batch_are_refused(model, batch):
 
 
 def test_images_that_cannot_be_are_refused(batch):
-    with pytest.raises(ValueError, match="floating batch"):
+    with pytest.raises(TypeError, match="floating batch"):
         prior((batch[0] * 255).byte())
     with pytest.raises(ValueError, match="constant ones"):
         prior(torch.full((8, 1, 28, 28), 0.5))

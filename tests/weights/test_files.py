@@ -60,6 +60,22 @@ def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_process_that_dies_while_it_saves_leaves_no_config_of_other_weights(folder, monkeypatch):
+    augmenter = Augmenter.from_pretrained(folder)
+
+    def dies(source, target):
+        if target.name == "config.json":
+            raise KeyboardInterrupt
+        return replace(source, target)
+
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        augmenter.save_pretrained(folder)
+    with pytest.raises(WeightsError, match=r"has no config.json"):
+        Augmenter.from_pretrained(folder)
+
+
 def test_folder_that_cannot_be_made_raises_and_writes_nothing(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(OSError, match="file"):
