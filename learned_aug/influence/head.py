@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -88,9 +89,7 @@ def _free(head: nn.Linear, model: nn.Module) -> nn.Linear:
         parameter = head._parameters.get(name)
         if parameter is None:
             continue
-        if _places(*head._parameters.values()) < sum(
-            own.numel() for own in head._parameters.values() if own is not None
-        ):
+        if _share_memory([own for own in head._parameters.values() if own is not None]):
             raise ValueError(
                 "the head's weight and bias must be free to move, got values that share their memory, as expand() "
                 "leaves them: influences are those of an unconstrained head; give the head copies, and train it on"
@@ -134,15 +133,16 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
     return start < last and first < end and one.device == other.device and start != 0
 
 
-def _places(*parameters: Tensor | None) -> int:
-    """Count the places in memory that parameters take."""
+def _share_memory(parameters: list[nn.Parameter]) -> bool:
+    """Whether two values of parameters stand at the same place in memory."""
+    if all(p.is_contiguous() for p in parameters):
+        return any(_overlap(one, other) for one, other in itertools.combinations(parameters, 2))
     places = []
     for p in parameters:
-        if p is not None:
-            steps = (torch.arange(n) * step for n, step in zip(p.shape, p.stride(), strict=True))
-            offsets = sum(torch.meshgrid(*steps, indexing="ij"), torch.tensor(0))
-            places.append((p.data_ptr() + p.itemsize * offsets).flatten())
-    return len(torch.cat(places).unique())
+        steps = (torch.arange(n) * step for n, step in zip(p.shape, p.stride(), strict=True))
+        offsets = sum(torch.meshgrid(*steps, indexing="ij"), torch.tensor(0))
+        places.append((p.data_ptr() + p.itemsize * offsets).flatten())
+    return len(torch.cat(places).unique()) < sum(p.numel() for p in parameters)
 
 
 def _weight_normed(head: nn.Linear, name: str) -> bool:
