@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from learned_aug import Augmenter, AugmenterConfig, FitConfig, LinearConfig, RetrainConfig, SteeredDraws, fit, retrain
 from learned_aug.influence.head import borrowed
 from learned_aug.runtime.distributed import all_mean, all_sum_, average_gradients_, rank, world_size
+from learned_aug.training import UNSTEERED
 from learned_aug.training.augment import Augment, Chain, Cutout, applied
 
 HERE = Path(__file__).parent
@@ -162,9 +163,9 @@ class Bench:
         """Return what is done to whole batches, on the device."""
         stages: list[Augment] = []
         if arm.networks in ("steered", "prior"):
-            stages.append(SteeredDraws(model, seed=self.seed, **({"tilt": 0.0} if arm.networks == "prior" else {})))
+            stages.append(SteeredDraws(model, seed=self.seed, **(UNSTEERED if arm.networks == "prior" else {})))
         elif networks is not None:
-            stages.append(SteeredDraws(model, augmenter=networks, share=1.0, tilt=0.0, seed=self.seed))
+            stages.append(SteeredDraws(model, augmenter=networks, seed=self.seed, **{**UNSTEERED, "share": 1.0}))
         stages += [Cutout()] if arm.cutout else []
         return Chain(*stages) if stages else None
 

@@ -41,13 +41,20 @@ PANEL_ARMS = {
     "reversed": "steered, reversed",
     "ungated": "steered, no gate",
 }
+ON_TOP = {
+    "RandAugment": "RandAugment",
+    "RandAugment+prior": "RandAugment, then the prior",
+    "RandAugment+steered": "RandAugment, then steered",
+}
 # Arms that need no search and no further labels.
 RANKED = {
     **dict(list(PANEL_ARMS.items())[:4]),
     "RandAugment": "RandAugment",
+    "RandAugment+steered": "RandAugment, then steered",
     "Mixup": "Mixup",
     "CutMix": "CutMix",
 }
+SHORT = [arm for arm in RANKED if arm not in ("Mixup", "CutMix")]
 MAIN, CONTROLS = list(PANEL_ARMS)[:4], list(PANEL_ARMS)[4:]
 Errors = dict[str, dict[str, dict[int, float]]]  # percent, by cell, arm and seed
 
@@ -146,23 +153,38 @@ def _() -> str:
     return markdown(head, lines) + panel_caption(text, rows)
 
 
-@table("panel-short")
+@table("panel-on-top")
 def _() -> str:
-    rows = [row for row in panel_rows() if row["arm"] in MAIN]
-    if not rows:
-        return "*No results yet.*\n"
+    rows = [row for row in panel_rows() if row["arm"] in ON_TOP]
     errors, lines = panel_errors(rows), []
     for cell, name in PANEL_CELLS.items():
-        if cell in errors:
-            arms = [errors[cell][arm] for arm in MAIN]
-            seeds = set(arms[0]).intersection(*arms)
-            if not seeds:
-                continue
+        arms = errors[cell]
+        if not arms:
+            continue
+        shown = [mean_std(list(arms[arm].values())) if arm in arms else "" for arm in ON_TOP]
+        others = [difference(arms["RandAugment+steered"], arms[arm]) for arm in list(ON_TOP)[:2]]
+        lines.append([name, *shown, *others])
+    if not lines:
+        return "*No results yet.*\n"
+    head = ["data, labels per class", *ON_TOP.values(), "steered minus RandAugment", "steered minus prior"]
+    return markdown(head, lines) + panel_caption("As in the first table; RandAugment acts on all images.", rows)
+
+
+@table("panel-short")
+def _() -> str:
+    rows = [row for row in panel_rows() if row["arm"] in SHORT]
+    errors, lines = panel_errors(rows), []
+    for cell, name in PANEL_CELLS.items():
+        arms = [errors[cell][arm] for arm in SHORT]
+        seeds = set.intersection(*map(set, arms))
+        if seeds:
             means = [statistics.mean(arm[seed] for seed in seeds) for arm in arms]
             shown = [f"**{mean:.1f}**" if mean == min(means) else f"{mean:.1f}" for mean in means]
             lines.append([name, *shown, str(len(seeds))])
-    head = ["test error %", *(PANEL_ARMS[arm] for arm in MAIN), "seeds"]
-    return markdown(head, lines) + panel_caption("Mean over the seeds that all four have.", rows)
+    if not lines:
+        return "*No results yet.*\n"
+    head = ["test error %", *(RANKED[arm] for arm in SHORT), "seeds"]
+    return markdown(head, lines) + panel_caption("Mean over the seeds that all have.", rows)
 
 
 @table("signals")
