@@ -35,7 +35,8 @@ from learned_aug import (
 )
 from learned_aug.cli.report import png
 from learned_aug.digits import all_conv, digits
-from learned_aug.influence.head import HeadTap, borrowed, collect, find_head
+from learned_aug.influence.head import HeadTap, borrowed, collect
+from learned_aug.influence.layer import find_head
 from learned_aug.influence.problem import HeadProblem
 from learned_aug.influence.refit import refit
 from learned_aug.influence.scores import influence_aug, predicted_val_drop

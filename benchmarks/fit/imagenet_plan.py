@@ -31,7 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from learned_aug import Augmenter, AugmenterConfig
 from learned_aug.fit.linear import LinearConfig, Maximizing
 from learned_aug.fit.pretrain import PretrainConfig, Pretraining
-from learned_aug.influence.head import HeadBatch, HeadTap, borrowed, find_head
+from learned_aug.influence.head import HeadBatch, HeadTap, borrowed
+from learned_aug.influence.layer import find_head
 from learned_aug.influence.problem import HeadProblem
 
 N, CLASSES, FEATURES, SIDE = 1_281_167, 1000, 2048, 224

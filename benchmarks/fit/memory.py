@@ -34,7 +34,8 @@ from learned_aug.digits import all_conv, digits
 from learned_aug.fit.config import FitConfig
 from learned_aug.fit.dropout import DropoutConfig
 from learned_aug.fit.pretrain import PretrainConfig
-from learned_aug.influence.head import HeadBatch, HeadTap, borrowed, collect, find_head
+from learned_aug.influence.head import HeadBatch, HeadTap, borrowed, collect
+from learned_aug.influence.layer import find_head
 from learned_aug.influence.s_val import InfluenceConfig, solve_s_val
 from learned_aug.influence.scores import influence_up
 from learned_aug.influence.solvers import CG

@@ -33,7 +33,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from learned_aug.influence.head import HeadBatch, HeadTap, borrowed, collect, find_head
+from learned_aug.influence.head import HeadBatch, HeadTap, borrowed, collect
+from learned_aug.influence.layer import find_head
 from learned_aug.influence.problem import HeadProblem
 from learned_aug.influence.refit import refit
 from learned_aug.influence.scores import check_stationary, influence_aug, influence_up

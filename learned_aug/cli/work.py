@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from learned_aug.cli.classifier import build_model, check_model
 from learned_aug.cli.folder import BASELINES, ImageFolders, open_folders
 from learned_aug.cli.main import note
-from learned_aug.influence.head import HeadTap, borrowed, find_head
+from learned_aug.influence.head import HeadTap, borrowed
+from learned_aug.influence.layer import find_head
 from learned_aug.runtime.events import Event, ProgressBars
 from learned_aug.runtime.lock import FolderLock, lock_folder
 from learned_aug.training.reader import first_tensor

@@ -20,7 +20,8 @@ from learned_aug.fit.config import FitConfig
 from learned_aug.fit.judge import Estimate
 from learned_aug.fit.run import Run
 from learned_aug.fit.stages import Influence, Setting, Tap
-from learned_aug.influence.head import borrowed, find_head, unwrap
+from learned_aug.influence.head import borrowed
+from learned_aug.influence.layer import find_head, unwrap
 from learned_aug.influence.system import Solution
 from learned_aug.runtime.data import Data, hold_out
 from learned_aug.runtime.distributed import all_sum_, broadcast_, rank, world_size

@@ -5,7 +5,8 @@ a :class:`HeadProblem` of them, :func:`refit` the head, :func:`solve` for s_val,
 image.
 """
 
-from learned_aug.influence.head import HeadBatch, HeadTap, borrowed, collect, find_head
+from learned_aug.influence.head import HeadBatch, HeadTap, borrowed, collect
+from learned_aug.influence.layer import find_head
 from learned_aug.influence.problem import Head, HeadProblem
 from learned_aug.influence.refit import RefitResult, refit
 from learned_aug.influence.s_val import InfluenceConfig, predicted_influence, solve_s_val

@@ -13,7 +13,8 @@ from learned_aug.augmenter import Augmenter
 from learned_aug.config import FAMILIES
 from learned_aug.fit.judge import Estimate, deal, estimate
 from learned_aug.fit.prior import prior
-from learned_aug.influence.head import HeadTap, borrowed, collect, find_head
+from learned_aug.influence.head import HeadTap, borrowed, collect
+from learned_aug.influence.layer import find_head
 from learned_aug.influence.s_val import InfluenceConfig, solve_s_val
 from learned_aug.influence.scores import influence_aug
 from learned_aug.runtime.data import Data

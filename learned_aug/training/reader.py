@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learned_aug.influence.head import HeadTap, check_differentiable, collect, find_head, unwrap
+from learned_aug.influence.head import HeadTap, check_differentiable, collect
+from learned_aug.influence.layer import find_head, unwrap
 from learned_aug.influence.problem import Head
 from learned_aug.influence.s_val import InfluenceConfig, solve_s_val
 from learned_aug.influence.scores import influence_up

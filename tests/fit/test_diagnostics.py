@@ -7,7 +7,8 @@ from torch import nn
 from learned_aug import Augmenter, AugmenterConfig
 from learned_aug.draw import Augmented
 from learned_aug.fit.diagnostics import draw_distance, effective_rank, measure, shared_change
-from learned_aug.influence.head import HeadTap, borrowed, find_head
+from learned_aug.influence.head import HeadTap, borrowed
+from learned_aug.influence.layer import find_head
 
 
 def out(flow, delta=None):

@@ -6,7 +6,8 @@ import torch
 
 from learned_aug import Augmenter, AugmenterConfig
 from learned_aug.fit.dropout import DropoutConfig, LearningDropout, kl_to_prior
-from learned_aug.influence.head import HeadTap, borrowed, collect, find_head
+from learned_aug.influence.head import HeadTap, borrowed, collect
+from learned_aug.influence.layer import find_head
 from learned_aug.influence.s_val import InfluenceConfig, predicted_influence, solve_s_val
 from learned_aug.runtime.stream import Stream
 

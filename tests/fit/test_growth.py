@@ -17,7 +17,8 @@ from learned_aug import Augmenter, AugmenterConfig
 from learned_aug.fit.config import FitConfig
 from learned_aug.fit.dropout import DropoutConfig
 from learned_aug.fit.pretrain import PretrainConfig, Pretraining, growth_level
-from learned_aug.influence.head import HeadTap, borrowed, find_head
+from learned_aug.influence.head import HeadTap, borrowed
+from learned_aug.influence.layer import find_head
 
 
 def test_levels_are_held_then_blended_and_end_at_full_resolution():

@@ -4,7 +4,8 @@ import torch.nn.functional as F
 
 from learned_aug import Augmenter, AugmenterConfig
 from learned_aug.fit.linear import LinearConfig, Maximizing
-from learned_aug.influence.head import HeadTap, borrowed, collect, find_head
+from learned_aug.influence.head import HeadTap, borrowed, collect
+from learned_aug.influence.layer import find_head
 from learned_aug.influence.problem import HeadProblem
 from learned_aug.influence.refit import refit
 from learned_aug.influence.s_val import predicted_influence

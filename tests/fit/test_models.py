@@ -20,7 +20,8 @@ import learned_aug
 from learned_aug.fit.config import FitConfig
 from learned_aug.fit.dropout import DropoutConfig
 from learned_aug.fit.pretrain import PretrainConfig
-from learned_aug.influence.head import HeadTap, borrowed, find_head
+from learned_aug.influence.head import HeadTap, borrowed
+from learned_aug.influence.layer import find_head
 from learned_aug.influence.s_val import InfluenceConfig
 
 timm = pytest.importorskip("timm")

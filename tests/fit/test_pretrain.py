@@ -13,7 +13,8 @@ from learned_aug.fit.pretrain import (
     ragan_d_loss,
     ragan_g_loss,
 )
-from learned_aug.influence.head import HeadTap, borrowed, find_head
+from learned_aug.influence.head import HeadTap, borrowed
+from learned_aug.influence.layer import find_head
 from learned_aug.runtime.stream import Stream
 
 CPU = torch.device("cpu")

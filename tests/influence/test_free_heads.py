@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import learned_aug
-from learned_aug.influence.head import HeadTap, borrowed, find_head
+from learned_aug.influence.head import HeadTap, borrowed
+from learned_aug.influence.layer import find_head
 from tests.fit.test_models import photos, tiny
 
 CLASSES, DIM = 4, 32

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learned_aug.influence.head import HeadBatch, HeadTap, borrowed, check_finite, collect, find_head
+from learned_aug.influence.head import HeadBatch, HeadTap, borrowed, check_finite, collect
+from learned_aug.influence.layer import find_head
 from learned_aug.influence.problem import HeadProblem
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import learned_aug
-from learned_aug.influence.head import HeadTap, borrowed, check_differentiable, find_head
+from learned_aug.influence.head import HeadTap, borrowed, check_differentiable
+from learned_aug.influence.layer import find_head
 from tests.fit.test_models import photos, tiny
 
 

@@ -6,7 +6,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import learned_aug
-from learned_aug.influence.head import HeadBatch, HeadTap, borrowed, collect, find_head
+from learned_aug.influence.head import HeadBatch, HeadTap, borrowed, collect
+from learned_aug.influence.layer import find_head
 from learned_aug.influence.problem import HeadProblem
 from learned_aug.runtime.checks import check_class_range, check_labels
 
