@@ -19,6 +19,7 @@ from learned_aug.draw import Augmented, Draw, Trace
 from learned_aug.functional import affine_flow, flow_field, pooled, shrunk, smooth
 from learned_aug.functional.fields import at_least_float32
 from learned_aug.nets import Code, Encoder, Fields, Generator, initialize
+from learned_aug.runtime.checks import check_images
 from learned_aug.weights.mixin import PretrainedMixin
 
 __all__ = ["Augmenter"]
@@ -400,16 +401,7 @@ class Augmenter(PretrainedMixin):
     def _check(self, images: Tensor) -> None:
         if self._is_thawed() and not torch.compiler.is_compiling():
             self.requires_grad_(False)
-        c = self.config.channels
-        if not isinstance(images, Tensor) or not images.is_floating_point():
-            got = images.dtype if isinstance(images, Tensor) else type(images).__name__
-            raise TypeError(
-                f"images must be a floating tensor, got {got}; use LearnedAugment, or scale integers first, as with "
-                "torchvision.transforms.v2.functional.to_dtype(images, torch.float32, scale=True)"
-            )
-        if images.ndim != 4 or images.shape[1] != c or 0 in images.shape[2:]:
-            hint = "; add a batch dimension with images[None]" if images.ndim == 3 else ""
-            raise ValueError(f"images must be (B, {c}, H, W), got {tuple(images.shape)}{hint}")
+        check_images(images, self.config.channels)
 
     @torch.no_grad()
     def calibrate_(self, images: Tensor, *, generator: torch.Generator | None = None) -> Augmenter:

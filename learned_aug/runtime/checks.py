@@ -50,8 +50,8 @@ def check_at_most_one(config: object, *names: str) -> None:
             raise ValueError(f"{type(config).__name__}.{name} must be in [0, 1], got {value}")
 
 
-def check_images(images: Any) -> Tensor:
-    """Refuse what is no floating batch (B, C, H, W), and return it.
+def check_images(images: Any, channels: int | None = None) -> Tensor:
+    """Refuse what is no floating batch (B, C, H, W), of C channels if they are given, and return it.
 
     Raises:
         TypeError: if it is no floating tensor.
@@ -60,12 +60,12 @@ def check_images(images: Any) -> Tensor:
     if not isinstance(images, Tensor) or not images.is_floating_point():
         got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(
-            f"images must be a floating batch (B, C, H, W), got {got}; scale integers with "
+            f"images must be a floating batch (B, C, H, W), got {got}; use LearnedAugment, or scale integers with "
             "v2.functional.to_dtype(images, torch.float32, scale=True), and stack single ones with torch.stack"
         )
-    if images.ndim != 4 or 0 in images.shape[1:]:
+    if images.ndim != 4 or 0 in images.shape[1:] or images.shape[1] != (channels or images.shape[1]):
         hint = "; add a batch dimension with images[None]" if images.ndim == 3 else ""
-        raise ValueError(f"images must be (B, C, H, W), got {tuple(images.shape)}{hint}")
+        raise ValueError(f"images must be (B, {channels or 'C'}, H, W), got {tuple(images.shape)}{hint}")
     return images
 
 
