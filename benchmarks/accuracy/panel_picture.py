@@ -47,7 +47,7 @@ def main() -> None:
             axes.errorbar(mean, at, xerr=[[mean - low], [high - mean]], fmt="o", ms=4, color=color, label=label)
     axes.set_yticks(range(len(cells)), [NAMES[cell] for cell in cells])
     axes.invert_yaxis()
-    axes.set_xlabel("test error minus that of the baseline, points; mean and 95 % interval over paired seeds")
+    axes.set_xlabel("test error minus the baseline's, points (95 %)")
     axes.legend(loc="lower left")
     figure.savefig(args.out, dpi=120)
 
