@@ -91,6 +91,12 @@ def train(job: Job) -> dict[str, Any]:
     }
 
 
+def numbers(text: str) -> range:
+    """The seeds that a command line names, such as 50-59."""
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
 def source() -> dict[str, Any]:
     """What made a row of a results file."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
@@ -159,8 +165,7 @@ def main() -> None:
     if args.set:
         values = {field.name: getattr(args, field.name) for field in dataclasses.fields(Cell)[1:]}
         cells = {f"{args.set}-{args.per_class}": Cell(args.set, **values)}
-    first, _, last = args.seeds.partition("-")
-    seeds = range(int(first), int(last or first) + 1)
+    seeds = numbers(args.seeds)
     if not args.report:
         if args.data is None:
             parser.error("--data is needed to train")

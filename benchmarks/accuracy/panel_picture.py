@@ -6,23 +6,16 @@ python benchmarks/accuracy/panel_picture.py examples/panel.png
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from paired import compare
 from panel import HERE, read
 
-NAMES = {
-    "mnist-50": "MNIST, 50",
-    "color-10": "digits in color, 10",
-    "color-60": "digits in color, 60",
-    "omniglot": "Omniglot, 10",
-    "sign-10": "sign digits, 10",
-    "cells-30": "blood cells, 30",
-    "cifar10-100": "CIFAR-10, 100",
-    "cifar10-500": "CIFAR-10, 500",
-    "cifar10-1000": "CIFAR-10, 1,000",
-}
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from report_tables.panel import PANEL_CELLS
+
 ARMS = {"TrivialAugmentWide": "tab:gray", "prior": "tab:blue", "steered": "tab:orange"}
 
 
@@ -34,7 +27,7 @@ def main() -> None:
     errors: dict[tuple[str, str], dict[int, float]] = {}
     for row in read(args.results):
         errors.setdefault((row["cell"], row["arm"]), {})[row["seed"]] = 100 * row["test_error"]
-    cells = [cell for cell in NAMES if all((cell, arm) in errors for arm in ("baseline", *ARMS))]
+    cells = [cell for cell in PANEL_CELLS if all((cell, arm) in errors for arm in ("baseline", *ARMS))]
     figure, axes = plt.subplots(figsize=(7, 0.6 + 0.5 * len(cells)), layout="constrained")
     axes.axvline(0, color="black", linewidth=0.8)
     for k, (arm, color) in enumerate(ARMS.items()):
@@ -45,7 +38,7 @@ def main() -> None:
             label = arm if row == 0 else None
             at = row + 0.22 * (k - 1)
             axes.errorbar(mean, at, xerr=[[mean - low], [high - mean]], fmt="o", ms=4, color=color, label=label)
-    axes.set_yticks(range(len(cells)), [NAMES[cell] for cell in cells])
+    axes.set_yticks(range(len(cells)), [PANEL_CELLS[cell] for cell in cells])
     axes.invert_yaxis()
     axes.set_xlabel("test error minus the baseline's, points (95 %)")
     axes.legend(loc="lower left")

@@ -12,17 +12,13 @@ import argparse
 import dataclasses
 import functools
 import json
-import os
-import platform
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from cells import CELLS, batches, fold
+from panel import source
 
 from learned_aug import RetrainConfig, compare
 
@@ -61,13 +57,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[50, 51])
     args = parser.parse_args()
     torch.set_num_threads(1)
+    made = source()
     report = {
-        "command": re.sub(
-            r"(--data|--work) \S+", r"\1 DIR", " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
-        ),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip(),
-        "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
-        "device": f"cpu, 1 thread, {platform.machine()}",
+        **made,
+        "command": re.sub(r"(--data|--work) \S+", r"\1 DIR", made["command"]),
         "cell": args.cell,
         "runs": [run(args, steps) for steps in args.steps],
     }

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from cells import CELLS, Cell, Pixels, batches, fold
-from panel import read, source
+from panel import numbers, read, source
 from torch import Tensor
 
 from learned_aug import Augmenter, RetrainConfig, SteeredDraws, evaluate, retrain
@@ -94,8 +94,7 @@ def train(name: str, cell: Cell, seed: int, root: Path) -> dict[str, Any]:
     torch.manual_seed(seed)
     model = data.model(cell.model)
     held = torch.randperm(len(data.val), generator=torch.Generator().manual_seed(seed))[:VALIDATION]
-    val = Pixels(data.val.images[held], data.val.labels[held])
-    watched = Watched(model, Pixels(data.train.images, data.train.labels), val, seed=seed)
+    watched = Watched(model, data.train.plain(), data.val.part(held), seed=seed)
     config = RetrainConfig(steps=cell.steps, batch_size=cell.batch_size, lr=cell.lr)
     retrain(model, batches(data.train, cell.batch_size, shuffle=True), config, augment=watched, seed=seed)
     error, _ = evaluate(model, batches(data.test, 500, shuffle=False))
@@ -110,9 +109,8 @@ def main() -> None:
     parser.add_argument("--seeds", default="40-41", help="such as 40-41 (%(default)s)")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "signals.jsonl")
     args = parser.parse_args()
-    first, _, last = args.seeds.partition("-")
     done = {(row["cell"], row["seed"]) for row in read(args.results)}
-    for seed in range(int(first), int(last or first) + 1):
+    for seed in numbers(args.seeds):
         for name in args.cells:
             if (name, seed) in done:
                 continue

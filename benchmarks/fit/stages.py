@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -31,7 +29,7 @@ from learned_aug.fit.dropout import DropoutConfig
 from learned_aug.runtime.events import Event
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "throughput"))
-from throughput import processor, residual_network
+from throughput import processor, residual_network, source, write
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "ResNet-56": (lambda: residual_network(9, 1), 32, 4000),
@@ -101,14 +99,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     report = {
-        "command": "python " + " ".join(sys.argv),
+        **source(),
         "device": processor() + ", 1 thread",
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-        },
         "epochs": EPOCHS,
         "batch": BATCH,
         "steps": {"run": args.steps, "default": DropoutConfig().steps},
@@ -119,10 +111,7 @@ def main() -> None:
         make, size, count = MODELS[name]
         report["results"][name] = measure(make, size, count, args.val, args.steps)
         print(name, json.dumps(report["results"][name]), flush=True)
-        report["load_after"] = os.getloadavg()
-        if args.out:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(report, indent=2) + "\n")
+        write(report, args.out)
 
 
 if __name__ == "__main__":

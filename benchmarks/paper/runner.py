@@ -99,6 +99,7 @@ PAPER = Arm(networks="fitted")
 UNTRAINED = Arm(networks="untrained")
 OURS = Arm(networks="steered")
 PRIOR = Arm(networks="prior")
+METHODS = {"paper": PAPER, "paper, untrained": UNTRAINED, "ours": OURS, "ours, prior": PRIOR}
 
 
 class Bench:

@@ -14,16 +14,13 @@ so that the paper's method reads more labels than the others: "ours, train + val
 learning rate of the rows of all labels is ours. Ratner's figures are quoted; they use unlabeled images too.
 """
 
-from runner import HEURISTIC, NONE, OURS, PAPER, PRIOR, TRIVIAL_AUGMENT, UNTRAINED, Arm, Row, main
+from runner import HEURISTIC, METHODS, NONE, TRIVIAL_AUGMENT, Arm, Row, main
 
 ARMS = {
     "none": NONE,
     "heuristic": HEURISTIC,
     "TrivialAugmentWide": TRIVIAL_AUGMENT,
-    "paper": PAPER,
-    "paper, untrained": UNTRAINED,
-    "ours": OURS,
-    "ours, prior": PRIOR,
+    **METHODS,
     "ours, train + val": Arm(networks="steered", with_val=True),
 }
 MNIST = {"data": "mnist", "model": "4-layer CNN", "epochs": 100, "batch": 50, "lr": 1e-3}

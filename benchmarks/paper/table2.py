@@ -16,16 +16,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from runner import AUTO_AUGMENT, CUTOUT, HEURISTIC, OURS, PAPER, PRIOR, TRIVIAL_AUGMENT, UNTRAINED, Row, main
+from runner import AUTO_AUGMENT, CUTOUT, HEURISTIC, METHODS, TRIVIAL_AUGMENT, Row, main
 
-CUT = {
-    "AutoAugment": AUTO_AUGMENT,
-    "paper": PAPER,
-    "paper, untrained": UNTRAINED,
-    "ours": OURS,
-    "ours, prior": PRIOR,
-    "TrivialAugmentWide": TRIVIAL_AUGMENT,
-}
+CUT = {"AutoAugment": AUTO_AUGMENT, **METHODS, "TrivialAugmentWide": TRIVIAL_AUGMENT}
 ARMS = {
     "heuristic": HEURISTIC,
     "Cutout": CUTOUT,

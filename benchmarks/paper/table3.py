@@ -12,17 +12,9 @@ are top 1 / top 5, as the paper has them. The paper's figures of ResNet-200 are
 quoted at second hand, TrivialAugmentWide's are its authors' (Mueller and Hutter, 2021), with another schedule.
 """
 
-from runner import AUTO_AUGMENT, HEURISTIC, OURS, PAPER, PRIOR, TRIVIAL_AUGMENT, UNTRAINED, Row, main
+from runner import AUTO_AUGMENT, HEURISTIC, METHODS, TRIVIAL_AUGMENT, Row, main
 
-ARMS = {
-    "heuristic": HEURISTIC,
-    "AutoAugment": AUTO_AUGMENT,
-    "paper": PAPER,
-    "paper, untrained": UNTRAINED,
-    "ours": OURS,
-    "ours, prior": PRIOR,
-    "TrivialAugmentWide": TRIVIAL_AUGMENT,
-}
+ARMS = {"heuristic": HEURISTIC, "AutoAugment": AUTO_AUGMENT, **METHODS, "TrivialAugmentWide": TRIVIAL_AUGMENT}
 SCHEDULE = {"epochs": 270, "batch": 4096, "lr": 1.6, "weight_decay": 1e-4, "nesterov": True}
 SHARED = {"data": "imagenet", "decay": (90 / 270, 180 / 270, 240 / 270), "with_val": True, "growth": 0.5}
 ROWS = [Row(name=f"ImageNet, {model}", model=model, **SCHEDULE, **SHARED) for model in ("ResNet-50", "ResNet-200")]

@@ -41,6 +41,12 @@ def read(path: str) -> Any:
     return [json.loads(line) for line in text.splitlines()] if path.endswith(".jsonl") else json.loads(text)
 
 
+def read_rows(path: str) -> list[Row]:
+    """Return the rows of a committed .jsonl, none where it does not exist yet."""
+    found: list[Row] = read(path) if (HERE / path).is_file() else []
+    return found
+
+
 @functools.cache
 def constant(path: str, name: str) -> Any:
     """Return a literal that a script assigns to a name, without running the script."""

@@ -8,14 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from report_tables.accuracy import same_source
 from report_tables.common import (
-    HERE,
     Row,
     caption,
     commits_text,
     markdown,
     mean_std,
     paired,
-    read,
+    read_rows,
     seeds_text,
     table,
 )
@@ -49,20 +48,19 @@ ON_TOP = {
 # Arms that need no search and no further labels.
 RANKED = {
     **dict(list(PANEL_ARMS.items())[:4]),
-    "RandAugment": "RandAugment",
-    "RandAugment+steered": "RandAugment, then steered",
+    **{arm: ON_TOP[arm] for arm in ("RandAugment", "RandAugment+steered")},
     "Mixup": "Mixup",
     "CutMix": "CutMix",
 }
 SHORT = [arm for arm in RANKED if arm not in ("Mixup", "CutMix")]
 MAIN, CONTROLS = list(PANEL_ARMS)[:4], list(PANEL_ARMS)[4:]
+NOTHING = "*No results yet.*\n"
 Errors = dict[str, dict[str, dict[int, float]]]  # percent, by cell, arm and seed
 
 
 def panel_rows() -> list[Row]:
     """Return the trainings of the panel."""
-    path = "accuracy/results/panel.jsonl"
-    return read(path) if (HERE / path).is_file() else []
+    return read_rows("accuracy/results/panel.jsonl")
 
 
 def panel_errors(rows: Iterable[Row]) -> Errors:
@@ -89,24 +87,35 @@ def difference(one: Mapping[int, float], other: Mapping[int, float]) -> str:
     return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}], {sum(one[s] < other[s] for s in seeds)} of {len(seeds)}"
 
 
-@table("panel")
-def _() -> str:
-    rows = [row for row in panel_rows() if row["arm"] in MAIN]
+def side_by_side(arms: Mapping[str, str], ours: str, others: Mapping[str, str], text: str) -> str:
+    """Return a table of the errors of arms by cell, and of the paired differences of one of them to others.
+
+    Args:
+        arms: the columns, arm to name.
+        ours: the arm of which the differences are.
+        others: what it is compared with, arm to the head of the column.
+        text: caption.
+    """
+    rows = [row for row in panel_rows() if row["arm"] in arms]
     if not rows:
-        return "*No results yet.*\n"
+        return NOTHING
     errors, lines = panel_errors(rows), []
     for cell, name in PANEL_CELLS.items():
-        if cell in errors:
-            arms = errors[cell]
-            shown = [mean_std(list(arms[arm].values())) if arm in arms else "" for arm in MAIN]
-            others = [difference(arms["steered"], arms[arm]) for arm in ("prior", "TrivialAugmentWide")]
-            lines.append([name, *shown, *others])
-    head = ["data, labels per class", *(PANEL_ARMS[arm] for arm in MAIN), "steered minus prior", "steered minus TAW"]
-    text = (
+        if found := errors[cell]:
+            shown = [mean_std(list(found[arm].values())) if arm in found else "" for arm in arms]
+            lines.append([name, *shown, *(difference(found[ours], found[arm]) for arm in others)])
+    return markdown(["data, labels per class", *arms.values(), *others.values()], lines) + panel_caption(text, rows)
+
+
+@table("panel")
+def _() -> str:
+    return side_by_side(
+        {arm: PANEL_ARMS[arm] for arm in MAIN},
+        "steered",
+        {"prior": "steered minus prior", "TrivialAugmentWide": "steered minus TAW"},
         "Test error %, mean ± standard deviation over seeds; differences in points, paired by seed, with 95 % "
-        "t-intervals, and the seeds in which steering is better."
+        "t-intervals, and the seeds in which steering is better.",
     )
-    return markdown(head, lines) + panel_caption(text, rows)
 
 
 @table("panel-controls")
@@ -120,7 +129,7 @@ def _() -> str:
                 others = [difference(errors[cell][arm], errors[cell][other]) for other in ("prior", "steered")]
                 lines.append([name, PANEL_ARMS[arm], mean, *others])
     if not lines:
-        return "*No results yet.*\n"
+        return NOTHING
     used = [row for row in rows if row["arm"] in CONTROLS]
     return markdown(["data, labels per class", "arm", "error %", "minus prior", "minus steered"], lines) + (
         panel_caption("Controls, as in the table above.", used)
@@ -137,7 +146,7 @@ def _() -> str:
         if seeds:
             shown[cell] = ([statistics.mean(arms[arm][seed] for seed in seeds) for arm in RANKED], len(seeds))
     if not shown:
-        return "*No results yet.*\n"
+        return NOTHING
     ranks = [[1 + sum(other < mean for other in means) for mean in means] for means, _ in shown.values()]
     lines = []
     for k, (arm, name) in enumerate(RANKED.items()):
@@ -155,19 +164,12 @@ def _() -> str:
 
 @table("panel-on-top")
 def _() -> str:
-    rows = [row for row in panel_rows() if row["arm"] in ON_TOP]
-    errors, lines = panel_errors(rows), []
-    for cell, name in PANEL_CELLS.items():
-        arms = errors[cell]
-        if not arms:
-            continue
-        shown = [mean_std(list(arms[arm].values())) if arm in arms else "" for arm in ON_TOP]
-        others = [difference(arms["RandAugment+steered"], arms[arm]) for arm in list(ON_TOP)[:2]]
-        lines.append([name, *shown, *others])
-    if not lines:
-        return "*No results yet.*\n"
-    head = ["data, labels per class", *ON_TOP.values(), "steered minus RandAugment", "steered minus prior"]
-    return markdown(head, lines) + panel_caption("As in the first table; RandAugment acts on all images.", rows)
+    return side_by_side(
+        ON_TOP,
+        "RandAugment+steered",
+        {"RandAugment": "steered minus RandAugment", "RandAugment+prior": "steered minus prior"},
+        "As in the first table; RandAugment acts on all images.",
+    )
 
 
 @table("panel-short")
@@ -182,17 +184,16 @@ def _() -> str:
             shown = [f"**{mean:.1f}**" if mean == min(means) else f"{mean:.1f}" for mean in means]
             lines.append([name, *shown, str(len(seeds))])
     if not lines:
-        return "*No results yet.*\n"
+        return NOTHING
     head = ["test error %", *(RANKED[arm] for arm in SHORT), "seeds"]
     return markdown(head, lines) + panel_caption("Mean over the seeds that all have.", rows)
 
 
 @table("signals")
 def _() -> str:
-    path = "accuracy/results/signals.jsonl"
-    rows = read(path) if (HERE / path).is_file() else []
+    rows = read_rows("accuracy/results/signals.jsonl")
     if not rows:
-        return "*No results yet.*\n"
+        return NOTHING
     notes = [note for row in rows for note in row["notes"]]
     lines = []
     for name in ("augmenting", "steering", "strength of affine", "strength of warp", "strength of color"):

@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from report_tables.accuracy import same_source
-from report_tables.common import HERE, Row, caption, commits_text, markdown, mean_std, read, seeds_text, table
+from report_tables.common import Row, caption, commits_text, markdown, mean_std, read, read_rows, seeds_text, table
 
 SCRIPTS = ("table1", "table2", "table3", "ablation")
-
-
-def results_of(script: str) -> list[Row]:
-    """Return the trainings of a script."""
-    path = f"paper/results/{script}.jsonl"
-    return read(path) if (HERE / path).is_file() else []
 
 
 def cell(rows: Sequence[Row]) -> str:
@@ -23,7 +17,7 @@ def cell(rows: Sequence[Row]) -> str:
 
 def paper_table(script: str) -> str:
     """Return a table with the rows of the paper below each other, published and here, and its arms side by side."""
-    published, results = read("paper/published.json")[script], results_of(script)
+    published, results = read("paper/published.json")[script], read_rows(f"paper/results/{script}.jsonl")
     arms = list(dict.fromkeys([*(arm for row in published.values() for arm in row), *(r["arm"] for r in results)]))
     lines = []
     for row, errors in published.items():

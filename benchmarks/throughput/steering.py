@@ -10,19 +10,14 @@ process on the CPU; the ratio is that of the medians, with a 95 % interval from 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torchvision
-from throughput import processor, ratio_of_medians, residual_network, seconds
+from throughput import ratio_of_medians, residual_network, seconds, source, write
 from torch import nn
 
 from learned_aug import SteeredDraws
@@ -72,17 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     report = {
-        "command": "python " + " ".join(sys.argv),
-        "date": datetime.date.today().isoformat(),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-        "device": processor(),
-        "threads": 1,
-        "cores": os.cpu_count(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-        },
+        **source(),
         "rounds": args.rounds,
         "batch": args.batch,
         "load_before": os.getloadavg(),
@@ -91,10 +76,7 @@ def main() -> None:
     for name, (make, size) in MODELS.items():
         report["results"][name] = measure(make, size, args.batch, args.rounds)
         print(f"{name:20s} {report['results'][name]}", flush=True)
-    report["load_after"] = os.getloadavg()
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=2) + "\n")
+    write(report, args.out)
 
 
 if __name__ == "__main__":

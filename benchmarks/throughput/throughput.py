@@ -133,6 +133,31 @@ def processor() -> str:
     return models[0].partition(":")[2].strip() if models else platform.processor() or platform.machine()
 
 
+def source() -> dict:
+    """What made the figures of a report."""
+    return {
+        "command": "python " + " ".join(sys.argv),
+        "date": datetime.date.today().isoformat(),
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
+        "device": processor(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
+    }
+
+
+def write(report: dict, out: Path | None) -> None:
+    """Write a report, with the load of the machine at its end, if there is a file for it."""
+    report["load_after"] = os.getloadavg()
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=2) + "\n")
+
+
 def seconds(function: Callable[[], object], device: str, calls: int = 1) -> tuple[float, float]:
     """Wall and CPU time."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -247,19 +272,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    made = source()
+    made["versions"]["kornia"] = getattr(kornia, "__version__", None)
+    if args.device == "cuda":
+        made["device"] = torch.cuda.get_device_name()
     report = {
-        "command": "python " + " ".join(sys.argv),
-        "date": datetime.date.today().isoformat(),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else processor(),
-        "threads": args.threads,
-        "cores": os.cpu_count(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "kornia": getattr(kornia, "__version__", None),
-        },
+        **made,
         "rounds": args.rounds,
         "load_before": os.getloadavg(),
         "results": {},
@@ -277,10 +295,7 @@ def main() -> None:
             print(f"{name:45s} {own:10.1f}   {shown}", flush=True)
     if args.steps:
         report["training_steps"] = training_steps(args.device, args.steps, report["results"])
-    report["load_after"] = os.getloadavg()
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=2) + "\n")
+    write(report, args.out)
 
 
 if __name__ == "__main__":

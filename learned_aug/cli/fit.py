@@ -256,9 +256,8 @@ def _compare(
 
     def draws(augmenter: Augmenter, *, steer: bool = False) -> Callable[[nn.Module], SteeredDraws]:
         def of(model: nn.Module) -> SteeredDraws:
-            if steer:
-                return SteeredDraws(model, augmenter=augmenter, seed=work.args.seed)
-            return SteeredDraws(model, augmenter=augmenter, seed=work.args.seed, **UNSTEERED)
+            settings = {} if steer else UNSTEERED
+            return SteeredDraws(model, augmenter=augmenter, seed=work.args.seed, **settings)
 
         return of
 
