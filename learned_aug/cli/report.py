@@ -164,6 +164,7 @@ def write_report(
             inside,
             card=dataclasses.replace(
                 facts,
+                fitted=augmenter is not result.prior,
                 settings={**settings_of(result), **facts.settings},
                 diagnostics=facts.diagnostics or result.diagnostics,
                 pictures={**captions, **facts.pictures},

@@ -20,6 +20,10 @@ __all__ = ["CARD_NAME", "CardFacts", "CardResult", "published", "render"]
 
 CARD_NAME = "README.md"
 UNKNOWN = "Not stated."
+FITTED = "fitted to one classifier by\ninfluence functions"
+PRIOR = """a calibrated prior: its weights
+are random, scaled to the strengths among the settings below; a fit to a classifier found none that are better with
+certainty"""
 PACKAGES = ("learned-aug", "torch", "torchvision")
 
 
@@ -57,6 +61,8 @@ class CardFacts:
     """Data set of the fit, and how it was split."""
     classifier: str = UNKNOWN
     """Classifier that the augmenter was fitted to."""
+    fitted: bool = True
+    """Whether the augmenter learned from that classifier; else it is a prior, random networks of a stated strength."""
     protocol: str = UNKNOWN
     """How the errors were measured: schedules, seeds, what the test set was used for, the command."""
     results: tuple[CardResult, ...] = ()
@@ -122,7 +128,8 @@ def render(facts: CardFacts, config: AugmenterConfig, files: Mapping[str, bytes]
     )
     shown = "".join(f"![{caption}]({name})\n\n{caption}\n\n" for name, (_, caption) in pictures.items())
     channels = "1 channel" if config.channels == 1 else f"{config.channels} channels"
-    kind = f"{channels}, fitted at {config.size}x{config.size} pixels; other sizes work"
+    origin = FITTED if facts.fitted else PRIOR
+    kind = f"{channels}, {'fitted' if facts.fitted else 'made'} at {config.size}x{config.size} pixels; other sizes work"
     # A card cannot name the commit that it is part of.
     on_hub = "/" in source and not source.startswith(".")
     pin = "To pin it, add `revision=` with a commit of this repository. " if on_hub else ""
@@ -133,8 +140,7 @@ def render(facts: CardFacts, config: AugmenterConfig, files: Mapping[str, bytes]
 
 # {name}
 
-A network of the Python package learned-aug that {does} images, each time differently, fitted to one classifier by
-influence functions. Images: {kind}.
+A network of the Python package learned-aug that {does} images, each time differently, {origin}. Images: {kind}.
 
 ## How to use
 
