@@ -61,13 +61,9 @@ def run(name: str, cell: Cell, seed: int, root: Path, on: str, tilt: float) -> d
         "diagnostics": result.diagnostics,
         "fit_seconds": round(time.process_time() - start, 1),
     }
-    for arm, augmenter in {on: None, "prior": result.prior, "fitted": result.fitted}.items():
-        if augmenter is not None:
-            model = trained(augmenter)
-        row["first" if augmenter is None else arm] = {
-            "val_error": evaluate(model, val)[0],
-            "test_error": evaluate(model, test)[0],
-        }
+    models = {"first": model, "prior": trained(result.prior), "fitted": trained(result.fitted)}
+    for arm, model in models.items():
+        row[arm] = {"val_error": evaluate(model, val)[0], "test_error": evaluate(model, test)[0]}
     return row
 
 

@@ -65,8 +65,8 @@ class FitResult:
             prior, fitted = (self.diagnostics[name]["misclassified"] for name in ("prior", "fitted"))
             what = "The prior is used"
             why = (
-                f"the model gets more draws of the fitted networks wrong, {fitted:.0%} against {prior:.0%}, which cost "
-                "more than the predicted gain in all trainings that were tried"
+                f"the model gets more draws of the fitted networks wrong, {fitted:.0%} against {prior:.0%}, which the "
+                "prediction does not see"
             )
         elif self.gain.sign > 0:
             what, why = "The fitted networks are used", "they are predicted to lower the validation loss further"
