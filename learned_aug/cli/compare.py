@@ -92,7 +92,9 @@ def run(args: argparse.Namespace) -> str:
     arms: dict[str, Arm] = {name: name for name in args.arms}
     for name in dict.fromkeys(args.augmenter):
         if (arm := _arm_name(name)) in ARMS or arm in arms:
-            raise ValueError(f"--augmenter {name} must have a name of its own, {arm!r} is another arm; rename the folder")
+            raise ValueError(
+                f"--augmenter {name} must have a name of its own, {arm!r} is another arm; rename its folder"
+            )
         arms[arm] = Augmenter.from_pretrained(_source(name))
     lock = keep_folder(args.out)
     try:

@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from learned_aug.influence.head import borrowed
 from learned_aug.training.reader import first_tensor
+from learned_aug.transform import SLACK
 
 __all__ = ["Augment", "Chain", "Cutout", "Mixing", "applied", "batched", "each", "parts"]
 
@@ -40,7 +41,7 @@ def each(
         std: standard deviation of that normalization.
 
     Returns:
-        A function of images (B, C, H, W), floating.
+        A function of images (B, C, H, W), floating, which refuses a first batch that is not in the stated range.
     """
     return _Each(policy, mean, std)
 
@@ -50,10 +51,21 @@ class _Each:
 
     def __init__(self, policy: Callable[[Tensor], Tensor], mean: Any, std: Any) -> None:
         self.policy, self.mean, self.std = policy, mean, std
+        self._in_range = False  # whether a batch was, and so the data set is
 
     def __call__(self, images: Tensor) -> Tensor:
         shift, scale = (_column(v, x, images) for v, x in ((self.mean, 0.0), (self.std, 1.0)))
-        pixels = tv.to_dtype((images * scale + shift).clamp(0, 1), torch.uint8, scale=True)
+        values = images * scale + shift
+        if not self._in_range and len(values):
+            low, high = (float(value) for value in values.aminmax())
+            if not -SLACK <= low <= high <= 1 + SLACK:
+                raise ValueError(
+                    f"images must be in [0, 1] for a policy after their normalization is undone, got {low:.3g} to "
+                    f"{high:.3g}; state their normalization, mean= and std=, where the policy is named, or as "
+                    "learned_aug.training.each(policy, mean=, std=)"
+                )
+            self._in_range = True
+        pixels = tv.to_dtype(values.clamp(0, 1), torch.uint8, scale=True)
         drawn = torch.stack([self.policy(image) for image in pixels])
         out: Tensor = tv.to_dtype(drawn, images.dtype, scale=True)
         return (out - shift) / scale

@@ -41,6 +41,16 @@ def test_a_policy_sees_normalized_images_as_they_were(same):
     torch.testing.assert_close(seen[0] / 255, same[0][0], atol=1 / 255, rtol=0)
 
 
+@pytest.mark.parametrize("wrap", [each, lambda policy: DrawChoice(torch.nn.Flatten(), policy)._draw["AugMix"]])
+def test_a_policy_refuses_images_whose_normalization_is_not_stated(same, wrap):
+    draw = wrap(v2.AugMix())
+    for images in ((same[0] - 0.4) / 0.2, same[0] * 255, same[0] - torch.nan):
+        with pytest.raises(ValueError, match=r"images must be in \[0, 1\] .*mean= and std="):
+            draw(images)
+    draw(same[0] * 1.3 - 0.1)  # bicubic resizing leaves such
+    draw(same[0] * 3)  # a later image of the same data
+
+
 @pytest.mark.parametrize("name", FREE)
 def test_ready_made_arms_augment_a_batch(setting, batch, name):
     images, labels = batch
