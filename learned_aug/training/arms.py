@@ -17,6 +17,7 @@ from learned_aug.fit.pipeline import fit
 from learned_aug.runtime.data import Data, as_pair
 from learned_aug.training.augment import Augment, Chain, Cutout, Mixing, batched, each
 from learned_aug.training.choice import DrawChoice
+from learned_aug.training.ledger import described
 from learned_aug.training.retrain import RetrainConfig, retrain
 from learned_aug.training.steer import UNSTEERED, SteeredDraws
 from learned_aug.transform import LearnedAugment
@@ -172,10 +173,7 @@ def describe(arm: Arm) -> str:
     """
     if arm is None or isinstance(arm, str):
         return "+".join(_names(arm or "baseline"))
-    if isinstance(arm, nn.Module):
-        total = sum(float(t.double().abs().sum()) for t in arm.state_dict().values())
-        return f"{type(arm).__name__} {total:.6g}" if total else " ".join(repr(arm).split())
-    return getattr(arm, "__qualname__", type(arm).__name__)
+    return described(arm)
 
 
 def _names(arm: str) -> list[str]:

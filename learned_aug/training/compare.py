@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import sys
@@ -11,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 from threading import Thread
@@ -29,7 +27,7 @@ from learned_aug.runtime.rng import forked
 from learned_aug.training.arms import CONTROL, Arm, Setting, build, describe, reads_val
 from learned_aug.training.augment import parts
 from learned_aug.training.comparison import Comparison, Training
-from learned_aug.training.ledger import Ledger, fingerprint
+from learned_aug.training.ledger import Ledger, described, fingerprint, structure
 from learned_aug.training.retrain import RetrainConfig, evaluate, retrain
 
 __all__ = ["Comparison", "compare"]
@@ -181,9 +179,9 @@ class _Task:
             reseed(0, "compare")
             model = self.make_model()
         size = sum(p.numel() for p in model.parameters())
-        values = {f"config.{key}": _text(value) for key, value in vars(self.config).items()}
-        values |= {"model": f"{type(model).__name__} of {size:,} parameters", "baseline": _text(self.baseline)}
-        values |= {"mean": _text(self.mean), "std": _text(self.std)}
+        values = {f"config.{key}": described(value) for key, value in vars(self.config).items()}
+        values |= {"model": f"{type(model).__name__} of {size:,} parameters, {structure(model)}"}
+        values |= {name: described(getattr(self, name)) for name in ("baseline", "mean", "std")}
         values |= {"train": fingerprint(self.train), "test": fingerprint(self.test)}
         return values | ({} if self.val is None else {"val": fingerprint(self.val)})
 
@@ -348,17 +346,6 @@ def _joined(train: Data, val: Data) -> Data:
         collate_fn=train.collate_fn,
         drop_last=train.drop_last,
     )
-
-
-def _text(value: Any) -> str:
-    """Say a setting in a text that is the same in each process."""
-    if isinstance(value, partial):
-        return _text(value.func)
-    if callable(value) and not isinstance(value, nn.Module):
-        return getattr(value, "__qualname__", type(value).__name__)
-    if isinstance(value, (tuple, list)):
-        return json.dumps(list(value))
-    return " ".join(str(value).split())
 
 
 def _accelerators() -> list[int]:

@@ -8,10 +8,14 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from enum import Enum
+from functools import partial
 from pathlib import Path
-from types import TracebackType
+from types import CellType, CodeType, FunctionType, MethodType, TracebackType
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from learned_aug.augmenter import Augmenter
@@ -22,9 +26,10 @@ from learned_aug.runtime.rng import forked
 from learned_aug.training.comparison import Training
 from learned_aug.weights.files import write_atomic
 
-__all__ = ["Ledger", "fingerprint", "networks_of"]
+__all__ = ["Ledger", "described", "fingerprint", "networks_of", "structure"]
 
 SETTINGS = "settings.json"
+PLAIN = bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device
 
 
 class Ledger:
@@ -134,6 +139,68 @@ def fingerprint(data: Data) -> str:
             image, label = as_pair(data[k], "data")
             seen += [torch.as_tensor(image), torch.as_tensor(label)]
     return f"{count:,} samples {digest(*seen)}"
+
+
+def described(value: Any, depth: int = 4) -> str:
+    """Say what a setting is, in a text that is the same in each process and another one for another setting.
+
+    Of a function the text is its name with a digest of its code and of the values that it holds, of another object its
+    type with its attributes, `depth` levels deep; what a function reads by a global name is not seen.
+    """
+    if value is None or isinstance(value, PLAIN):
+        return " ".join(str(value).split())
+    if isinstance(value, Tensor):
+        return f"Tensor {digest(value)}"
+    if isinstance(value, nn.Module):
+        total = sum(float(t.double().abs().sum()) for t in value.state_dict().values() if isinstance(t, Tensor))
+        return f"{type(value).__name__} {total:.6g} {structure(value)}"
+    if depth == 0 or isinstance(value, type):
+        return _name(value)
+
+    def inner(*values: Any) -> list[str]:
+        return [described(v, depth - 1) for v in values]
+
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(inner(*value))}]"
+    if isinstance(value, (set, frozenset)):
+        return f"[{', '.join(sorted(inner(*value)))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(map(': '.join, zip(inner(*value), inner(*value.values()), strict=True)))}}}"
+    if isinstance(value, partial):
+        return f"{described(value.func, depth)} of {', '.join(inner(value.args, value.keywords))}"
+    if isinstance(value, MethodType):
+        return f"{_name(value)} of {described(value.__self__, depth - 1)}"
+    if isinstance(value, FunctionType):
+        held = [cell.cell_contents for cell in value.__closure__ or () if _is_set(cell)]
+        return f"{_name(value)} {_sha(*inner(value.__code__, value.__defaults__, value.__kwdefaults__, held))}"
+    if isinstance(value, CodeType):
+        return _sha(value.co_code.hex(), *value.co_names, *inner(value.co_consts))
+    attributes = getattr(value, "__dict__", None)
+    return f"{_name(value)} {_sha(*inner(attributes))}" if attributes and callable(value) else _name(value)
+
+
+def structure(module: nn.Module) -> str:
+    """Return a digest of a module's parts with their settings, without its weights."""
+    parts = []
+    for part in module.modules():
+        settings = {k: v for k, v in vars(part).items() if isinstance(v, PLAIN) and k[0] != "_" and k != "training"}
+        parts += [re.sub(" at 0x[0-9a-f]+", "", repr(part)), str(sorted(settings.items()))]
+    return _sha(*parts)
+
+
+def _name(value: Any) -> str:
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+def _sha(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:6]
+
+
+def _is_set(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # of a name that is bound later
+        return False
 
 
 def _stem(arm: str, seed: int) -> str:

@@ -1,5 +1,6 @@
 """Paired comparisons: pairing, resuming, several processes, statistics, and what is refused."""
 
+import copy
 import json
 import math
 import os
@@ -7,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 
+from learned_aug import LearnedAugment
 from learned_aug.digits import all_conv, digits
-from learned_aug.training.arms import CONTROL, each
+from learned_aug.training.arms import CONTROL, describe, each
 from learned_aug.training.compare import compare
 from learned_aug.training.comparison import Comparison, Training, difference
 from learned_aug.training.retrain import RetrainConfig
@@ -179,6 +183,70 @@ def test_a_folder_of_other_settings_is_refused_with_what_differs(data, tmp_path,
         run({"train": data["val"], "test": data["test"]}, ["baseline"], checkpoint_dir=tmp_path)
     with pytest.raises(ValueError, match=r"'baseline' .* was baseline, is Cutout; give it another name"):
         run(data, {"baseline": "Cutout"}, checkpoint_dir=tmp_path)
+
+
+def twice(images, factor=1.0):
+    return images * factor
+
+
+class Times:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, images):
+        return images * self.factor
+
+
+def optimized(factor):
+    return replace(SHORT, make_optimizer=lambda p: torch.optim.SGD(p, lr=factor))
+
+
+OTHERS = {
+    "an optimizer's argument": lambda f: {"config": replace(SHORT, make_optimizer=partial(torch.optim.SGD, lr=f))},
+    "a value that an optimizer's lambda holds": lambda f: {"config": optimized(f)},
+    "a baseline's argument": lambda f: {"baseline": partial(twice, factor=f)},
+    "a baseline's attribute": lambda f: {"baseline": Times(f)},
+    "the baseline's method": lambda f: {"baseline": Times(f).__call__},
+    "an arm's argument": lambda f: {"arms": {"a": partial(lambda model, f: Times(f), f=f)}},
+    "a value that an arm holds": lambda f: {"arms": {"a": lambda model: lambda images: images * f}},
+    "a default": lambda f: {"arms": {"a": lambda model, f=f: Times(f)}},
+    "a transform's probability": lambda f: {"arms": {"a": v2.RandomErasing(p=f / 2)}},
+    "the model's layers": lambda f: {"make_model": lambda: torch.nn.Sequential(fresh(), torch.nn.Dropout(f / 2))},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_setting_that_differs_within_a_function_or_module_is_refused(data, tmp_path, name):
+    def again(factor):
+        options = {"make_model": fresh, "arms": ["baseline"], "config": SHORT, **OTHERS[name](factor)}
+        test = Subset(data["test"], range(100))
+        make, arms = options.pop("make_model"), options.pop("arms")
+        return compare(make, data["train"], test, arms, seeds=(0,), checkpoint_dir=tmp_path, progress=False, **options)
+
+    kept = again(0.5)
+    assert again(0.5).losses == kept.losses
+    with pytest.raises(ValueError, match=r"must be of these settings|must be the same"):
+        again(0.25)
+
+
+def test_augmenters_of_other_strengths_are_other_arms(augmenter):
+    milder = copy.deepcopy(augmenter).set_strengths_(warp=0.01)
+    arms = [augmenter, milder, LearnedAugment(augmenter), LearnedAugment(milder), LearnedAugment(augmenter, p=0.5)]
+    assert len({describe(arm) for arm in arms}) == 5
+    assert describe(copy.deepcopy(augmenter)) == describe(augmenter)
+
+
+CODE = "from tests.training.test_compare import *; print(describe(lambda x: {'a', 'b', 'c'} | {x} in {'d', 'e'}))"
+
+
+def test_the_text_of_a_setting_is_that_of_another_process():
+    texts = {
+        subprocess.run(
+            [sys.executable, "-c", CODE], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(texts) == 1
 
 
 def test_the_networks_of_the_first_seed_are_kept(data, tmp_path):
