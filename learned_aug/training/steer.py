@@ -143,6 +143,8 @@ class SteeredDraws:
             TypeError: if images are no floating tensor.
         """
         labels = self.reader.check(images, labels, steers=bool(self.tilt))
+        if not len(images):
+            return images.clone()
         augmenter = self._augmenter_for(images)
         reads = self._reads and self.calls >= self.warmup
         if reads and (self.calls - self.warmup) % self.every == 0:
@@ -150,8 +152,10 @@ class SteeredDraws:
         reads = reads and (self.calls - self.warmup) % self.period == 0
         self.calls += 1
         share, strength = (low + self.confidence * (high - low) for low, high in (self.share, self.strength))
-        chosen = torch.randperm(images.shape[0], generator=self.generator)[: round(share * images.shape[0])]
-        chosen = chosen.to(images.device)
+        count = round(share * images.shape[0])
+        if not count and share:  # of a small batch, which would never be augmented
+            count = int(float(torch.rand((), generator=self.generator)) < share * images.shape[0])
+        chosen = torch.randperm(images.shape[0], generator=self.generator)[:count].to(images.device)
         part = images[chosen]
         noise = augmenter.draw_noise(part.shape[0], generator=self.generator, device=images.device)
         if reads and part.shape[0]:
@@ -213,10 +217,11 @@ class SteeredDraws:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave; the draws to come are those that would have come."""
+        self.augmenter = None
         if state["augmenter"] is not None:
             made = Augmenter(AugmenterConfig.from_dict(state["augmenter"]["config"]))
             made.load_state_dict(state["augmenter"]["weights"])
-            self.augmenter = made.to(next(self.reader.model.parameters()).device)
+            self.augmenter = made.to(self.reader.device)
         self.generator.set_state(state["generator"].cpu())
         self.calls, self.confidence = state["calls"], state["confidence"]
         if state["influence"] is not None:
