@@ -53,11 +53,18 @@ class Setting:
 
 Arm = str | Augmenter | nn.Module | Callable[[nn.Module], Augment | None] | None
 """None, an Augmenter, a transform, a ready-made arm's name, or a function from the fresh classifier to what `retrain`
-takes as `augment`."""
+takes as `augment`. A LearnedAugment is drawn for each image at its own p and strength."""
 
 
 def _steered(setting: Setting, **options: Any) -> SteeredDraws:
     return SteeredDraws(setting.model, mean=setting.mean, std=setting.std, seed=setting.seed, **options)
+
+
+def _drawn(setting: Setting, networks: Augmenter, **options: float) -> SteeredDraws:
+    """Draw from given networks, whose normalization must be that of the images, without steering."""
+    mean, std = (0.0 if setting.mean is None else setting.mean, 1.0 if setting.std is None else setting.std)
+    settings = {**UNSTEERED, **options}
+    return SteeredDraws(setting.model, augmenter=networks, mean=mean, std=std, seed=setting.seed, **settings)
 
 
 def _policy(make: Callable[[], Any]) -> Callable[[Setting], Augment]:
@@ -150,10 +157,10 @@ def build(arm: Arm, setting: Setting) -> Augment | None:
         made = [ARMS[name](setting) for name in _names(arm)]
         stages = [stage for stage in made if stage is not None]
         return Chain(*stages) if len(stages) > 1 else stages[0] if stages else None
-    if isinstance(arm, LearnedAugment):
-        arm = arm.augmenter
     if isinstance(arm, Augmenter):
-        return SteeredDraws(setting.model, augmenter=arm, seed=setting.seed, **UNSTEERED)
+        return _drawn(setting, arm)
+    if isinstance(arm, LearnedAugment):
+        return _drawn(setting, arm.augmenter, share=arm.p, strength=arm.strength)
     if arm is None or isinstance(arm, nn.Module) or type(arm).__module__.startswith("torchvision.transforms"):
         return None if arm is None else batched(arm, mean=setting.mean, std=setting.std)
     if not callable(arm):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from learned_aug import DrawChoice, LearnedAugment, RetrainConfig, SteeredDraws, retrain
+from learned_aug import DrawChoice, LearnedAugment, RetrainConfig, SteeredDraws, prior, retrain
 from learned_aug.training import arms as ready
 from learned_aug.training.arms import ARMS, Setting, build, describe, each, reads_val
 from learned_aug.training.augment import Chain, Cutout, applied
@@ -83,11 +83,28 @@ def test_fitted_trains_its_classifier_and_draws_from_what_was_fitted_to_it(setti
 
 def test_ours_are_on_half_of_a_batch_policies_on_all(setting, augmenter, batch):
     images, labels = batch
-    for arm in (augmenter, LearnedAugment(augmenter), "prior"):
+    for arm in (augmenter, LearnedAugment(augmenter, p=0.5), "prior"):
         drawn = build(arm, setting)(images, labels)
         assert (drawn != images).flatten(1).any(1).sum() == 20
     inverted = build(v2.RandomInvert(p=1.0), setting)(images)
     assert (inverted != images).flatten(1).any(1).all()
+
+
+def test_a_learned_augment_keeps_its_share_and_strength(setting, augmenter, batch):
+    images, labels = batch
+    for p in (0.0, 0.25, 1.0):
+        drawn = build(LearnedAugment(augmenter, p=p), setting)(images, labels)
+        assert (drawn != images).flatten(1).any(1).sum() == 40 * p
+    assert torch.equal(build(LearnedAugment(augmenter, strength=0), setting)(images, labels), images)
+
+
+def test_networks_for_another_normalization_are_refused(setting, augmenter, batch):
+    other = prior((batch[0] - 0.5) / 0.2, mean=0.5, std=0.2)
+    normalized = replace(setting, mean=[0.5], std=[0.2])
+    for arm, where in ((augmenter, normalized), (other, setting), (LearnedAugment(augmenter), normalized)):
+        with pytest.raises(ValueError, match=r"(mean|std) must be that of the augmenter's images, \("):
+            build(arm, where)
+    assert build(other, normalized)((batch[0] - 0.5) / 0.2, batch[1]).shape == batch[0].shape
 
 
 def test_arms_go_one_after_the_other(setting, batch):

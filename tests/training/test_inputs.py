@@ -349,3 +349,15 @@ def test_a_model_without_parameters_is_followed_and_resumed():
     steered(X, Y)
     steered.load_state_dict(steered.state_dict())
     assert steered(X, Y).shape == X.shape
+
+
+def test_images_beyond_the_range_of_a_given_augmenter_are_refused_at_the_first_batch():
+    normalized = (X - 0.5) / 0.2
+    for images in (normalized, X * 255):
+        with pytest.raises(ValueError, match=r"normalized as those of the augmenter, .* where \[0, 1\] was due"):
+            SteeredDraws(small(), augmenter=AUGMENTER)(images, Y)
+    own = prior(normalized, mean=0.5, std=0.2)
+    for options in ({}, {"mean": [0.5] * 3, "std": 0.2}):
+        assert SteeredDraws(small(), augmenter=own, **options)(normalized, Y).shape == X.shape
+    with pytest.raises(ValueError, match=r"mean must be that of the augmenter's images, \(0.5,\), got 0"):
+        SteeredDraws(small(), augmenter=own, mean=0)
