@@ -16,6 +16,7 @@ __all__ = [
     "check_class_range",
     "check_images",
     "check_labels",
+    "check_logits",
     "check_targets",
     "model_errors_named",
 ]
@@ -93,6 +94,22 @@ def check_labels(labels: Any, samples: int, name: str = "labels") -> Tensor:
         got = f"{type(labels).__name__} of {type(first).__name__}" if first is not labels else type(labels).__name__
         remedy = "map class names to indices in the data set" if isinstance(first, str) else "give a tensor of indices"
     raise ValueError(f"{name} must be integer class indices of shape ({samples},), got {got}; {remedy}")
+
+
+def check_logits(logits: Tensor, samples: int, remedy: str = "give one logit an image for each class") -> Tensor:
+    """Refuse what is no (B, K), and return it.
+
+    Args:
+        logits: a model's output.
+        samples: images of the batch, B.
+        remedy: what to do about it.
+
+    Raises:
+        ValueError: if it has another shape.
+    """
+    if logits.ndim != 2 or len(logits) != samples:
+        raise ValueError(f"the model must give logits (B, K) with B = {samples}, got {tuple(logits.shape)}; {remedy}")
+    return logits
 
 
 def check_targets(labels: Any, samples: int, *, values: bool = True) -> Tensor:

@@ -163,12 +163,20 @@ def build(arm: Arm, setting: Setting) -> Augment | None:
         return _drawn(setting, arm.augmenter, share=arm.p, strength=arm.strength)
     if arm is None or isinstance(arm, nn.Module) or type(arm).__module__.startswith("torchvision.transforms"):
         return None if arm is None else batched(arm, mean=setting.mean, std=setting.std)
-    if not callable(arm):
+    make: Any = arm
+    if not callable(make) or (isinstance(make, type) and issubclass(make, nn.Module)):
+        got = f"the class {make.__name__}, make one" if isinstance(make, type) else type(make).__name__
         raise ValueError(
-            f"an arm must be None, an Augmenter, a transform, a name, or a function of the classifier, got "
-            f"{type(arm).__name__}; known names are {', '.join(ARMS)}"
+            f"an arm must be None, an Augmenter, a transform, a name, or a function of the classifier, got {got}; "
+            f"known names are {', '.join(ARMS)}"
         )
-    given = arm(setting.model)
+    try:
+        given = make(setting.model)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(
+            f"an arm's function gets the fresh classifier and gives the augmentation, {described(arm)} failed on it "
+            f"({error}); give a function of batches as lambda model: function"
+        ) from error
     return None if given is None else batched(given, mean=setting.mean, std=setting.std)
 
 

@@ -55,6 +55,10 @@ class _Each:
 
     def __call__(self, images: Tensor) -> Tensor:
         shift, scale = (_column(v, x, images) for v, x in ((self.mean, 0.0), (self.std, 1.0)))
+        if {shift.numel(), scale.numel()} - {1, images.shape[1]} or not bool((scale > 0).all()):
+            raise ValueError(
+                f"mean and std must be 1 or {images.shape[1]} numbers, std above 0, got {self.mean} and {self.std}"
+            )
         values = images * scale + shift
         if not self._in_range and len(values):
             low, high = (float(value) for value in values.aminmax())
@@ -153,7 +157,17 @@ def parts(augment: Augment | None) -> list[Augment]:
 
 
 def batched(augment: Augment, *, mean: Any = None, std: Any = None) -> Augment:
-    """Return an augmentation of batches: a transform of torchvision is drawn for each image, all else is left alone."""
+    """Return an augmentation of batches: a transform of torchvision is drawn for each image, all else is left alone.
+
+    Raises:
+        TypeError: if it cannot be called.
+    """
+    if not callable(augment) or isinstance(augment, type):
+        got = getattr(augment, "__name__", type(augment).__name__)
+        raise TypeError(
+            f"an augmentation must be a function of batches, an Augmenter or a transform, got {got}; names of arms are "
+            "for compare"
+        )
     transform = isinstance(augment, v2.Transform) or type(augment).__module__.startswith("torchvision.transforms")
     if not transform or isinstance(augment, MIXES) or type(augment).__module__.startswith("learned_aug"):
         return augment

@@ -17,7 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
 from tqdm.auto import tqdm
 
 from learned_aug.augmenter import Augmenter
@@ -94,8 +101,9 @@ def compare(
     """
     task = _Task(make_model, train, test, _arms(arms), val, config or RetrainConfig(), baseline, mean, std)
     task.check()
-    if not seeds:
-        raise ValueError("seeds must hold at least one, got none; add some")
+    if isinstance(seeds, int) or not seeds:
+        got = f"{seeds}; give range({seeds})" if isinstance(seeds, int) else "none; add some"
+        raise ValueError(f"seeds must hold at least one, got {got}")
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     todo = [(arm, seed) for seed in dict.fromkeys(map(int, seeds)) for arm in task.arms]
@@ -131,6 +139,10 @@ def _arms(arms: Sequence[str] | Mapping[str, Arm]) -> dict[str, Arm]:
     """
     if isinstance(arms, str):
         arms = [arms]
+    if not isinstance(arms, Mapping) and (others := [a for a in arms if not isinstance(a, str)]):
+        raise ValueError(
+            f"a list of arms must hold names, got {type(others[0]).__name__}; give a mapping from a name to it"
+        )
     named: dict[str, Arm] = dict(arms) if isinstance(arms, Mapping) else {name: name for name in arms}
     if not named:
         raise ValueError("arms must hold at least one, got none; add some")
@@ -165,6 +177,9 @@ class _Task:
             check_source(data, name)
         if self.val is None and (readers := [name for name, arm in self.arms.items() if reads_val(arm)]):
             raise ValueError(f"{', '.join(map(repr, readers))} must have a hyper-validation set, got none; pass val=")
+        if CONTROL in self.arms and self.val is not None:
+            for name, data in (("train", self.train), ("val", self.val)):
+                _check_whole(data, name)
         with forked(), torch.random.fork_rng(_accelerators()):
             one, two = self.make_model(), self.make_model()
         if one is two or {id(p) for p in one.parameters()} & {id(p) for p in two.parameters()}:
@@ -330,6 +345,24 @@ class _Progress:
 
 def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _check_whole(data: Data, name: str) -> None:
+    """Refuse a loader that does not give its data set once a pass, for the control is to train on what `data` gives.
+
+    Raises:
+        ValueError: naming its sampler.
+    """
+    if not isinstance(data, DataLoader):
+        return
+    sampler, batches = data.sampler, data.batch_sampler
+    known = type(sampler) in (SequentialSampler, RandomSampler) and type(batches) is BatchSampler
+    if not known or data.batch_size is None or len(sampler) != len(data.dataset):  # type: ignore[arg-type]
+        kind = type(data.dataset if isinstance(data.dataset, IterableDataset) else sampler).__name__
+        raise ValueError(
+            f"{name} must be a data set, or a loader of all of it, where the arm {CONTROL!r} trains on train and val, "
+            f"got a loader with {kind}; give data sets, of a part torch.utils.data.Subset(data, indices)"
+        )
 
 
 def _joined(train: Data, val: Data) -> Data:

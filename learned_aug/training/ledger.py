@@ -53,7 +53,7 @@ class Ledger:
         self._lock = lock_folder(self.folder)
         path = self.folder / SETTINGS
         if path.exists():
-            self._compare(json.loads(path.read_bytes()), settings)
+            self._compare(_read(path), settings)
         else:
             write_atomic(path, _json(settings))
 
@@ -86,7 +86,7 @@ class Ledger:
         """
         if self.folder is None or not (path := self.folder / f"{_stem(arm, seed)}.json").exists():
             return None
-        kept = json.loads(path.read_bytes())
+        kept = _read(path)
         if kept["what"] != what:
             raise ValueError(
                 f"the arm {arm!r} in {self.folder} must be the same, was {kept['what']}, is {what}; give it another "
@@ -137,8 +137,31 @@ def fingerprint(data: Data) -> str:
         for k in sorted({0, count // 2, count - 1}):
             reseed(0, "fingerprint", k)
             image, label = as_pair(data[k], "data")
-            seen += [torch.as_tensor(image), torch.as_tensor(label)]
+            seen += [_tensor(image), _tensor(label)]
     return f"{count:,} samples {digest(*seen)}"
+
+
+def _tensor(value: Any) -> Tensor:
+    """Return what a sample holds as a tensor; trainings say what is wrong with what is none."""
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        return torch.empty(0)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a file of the folder.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    try:
+        read: Any = json.loads(path.read_bytes())
+    except ValueError:
+        read = None
+    if not isinstance(read, dict) or not (path.name == SETTINGS or read.keys() >= {"what", "training"}):
+        raise ValueError(f"{path} must be what compare wrote, got other or damaged contents; delete it")
+    return read
 
 
 def described(value: Any, depth: int = 4) -> str:

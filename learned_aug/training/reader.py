@@ -16,7 +16,13 @@ from learned_aug.influence.layer import find_head, unwrap
 from learned_aug.influence.problem import Head
 from learned_aug.influence.s_val import InfluenceConfig, solve_s_val
 from learned_aug.influence.scores import influence_up
-from learned_aug.runtime.checks import check_class_range, check_images, check_targets, model_errors_named
+from learned_aug.runtime.checks import (
+    check_class_range,
+    check_images,
+    check_logits,
+    check_targets,
+    model_errors_named,
+)
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.stream import Stream
 
@@ -161,11 +167,7 @@ class Reader:
                 output = first_tensor(self.model(self._input(images)))
             classes = output.shape[1] if output.ndim > 1 else 1
             if self.loss is None:
-                if output.ndim != 2 or len(output) != len(images):
-                    raise ValueError(
-                        f"the model must give logits (B, K) with B = {len(images)}, got {tuple(output.shape)}; pass "
-                        "loss= for outputs of another form"
-                    )
+                check_logits(output, len(images), "pass loss= for outputs of another form")
                 check_class_range(labels.new_zeros(1, dtype=torch.long), classes)
             if steers:
                 gradient = None

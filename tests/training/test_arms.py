@@ -47,6 +47,9 @@ def test_a_policy_refuses_images_whose_normalization_is_not_stated(same, wrap):
     for images in ((same[0] - 0.4) / 0.2, same[0] * 255, same[0] - torch.nan):
         with pytest.raises(ValueError, match=r"images must be in \[0, 1\] .*mean= and std="):
             draw(images)
+    for mean, std in (([0.5] * 4, 0.2), (0.5, [0.2] * 2), (0, 0), (0, -1)):
+        with pytest.raises(ValueError, match="mean and std must be 1 or 3 numbers, std above 0, got"):
+            each(v2.AugMix(), mean=mean, std=std)(same[0])
     draw(same[0] * 1.3 - 0.1)  # bicubic resizing leaves such
     draw(same[0] * 3)  # a later image of the same data
 

@@ -13,7 +13,15 @@ from functools import partial
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import (
+    BatchSampler,
+    ChainDataset,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+)
 from torchvision.transforms import v2
 
 from learned_aug import LearnedAugment
@@ -124,6 +132,42 @@ def test_loaders_are_compared_too(data):
     assert joined.batch_size == 50
     result = compare(fresh, train, val, ["baseline"], config=SHORT, seeds=(0,), progress=False)
     assert 0 < result.errors["baseline"][0] < 1
+
+
+def test_the_control_never_trains_on_more_than_train_and_val(data):
+    digits = data["val"]
+    part = [DataLoader(digits, 50, sampler=SubsetRandomSampler(range(k, k + 50))) for k in (0, 50)]
+    whole = DataLoader(digits, 50, shuffle=True)
+    batched = DataLoader(digits, batch_sampler=BatchSampler(SequentialSampler(digits), 50, drop_last=True))
+    twice = DataLoader(digits, 50, sampler=RandomSampler(digits, num_samples=4000))
+    stream = DataLoader(ChainDataset([]), 50)
+    for train, val in (part, (whole, part[0]), (batched, whole), (whole, twice), (stream, whole)):
+        with pytest.raises(ValueError, match=r"or a loader of all of it, .*Subset\(data, indices\)"):
+            compare(fresh, train, data["test"], ["chosen-influence"], val=val, progress=False)
+    with pytest.raises(ValueError, match="got a loader with SubsetRandomSampler"):
+        compare(fresh, digits, data["test"], ["chosen-influence"], val=part[0], progress=False)
+    module._check_whole(whole, "train")
+    module._check_whole(digits, "train")
+
+
+@pytest.mark.parametrize("name", ["settings", "Cutout-*"])
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_a_damaged_file_of_the_folder_is_named(data, tmp_path, name, text):
+    run(data, ["Cutout"], checkpoint_dir=tmp_path)
+    (path,) = tmp_path.glob(f"{name}.json")
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"{path.name} must be what compare wrote, got other or damaged .*delete it"):
+        run(data, ["Cutout"], checkpoint_dir=tmp_path)
+
+
+def test_data_that_are_no_tensors_get_the_error_of_a_training(data, tmp_path):
+    images, labels = data["train"].tensors[0][:9], range(9)
+    for train, message in (
+        ([(image, "cat") for image in images], "map class names to indices"),
+        ([(v2.functional.to_pil_image(i), y) for i, y in zip(images, labels, strict=True)], "got PIL images"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            run({"train": train, "test": data["test"]}, ["baseline"], checkpoint_dir=tmp_path / message)
 
 
 def test_a_seed_is_added_without_repeating_two(data, tmp_path, monkeypatch):
@@ -353,6 +397,10 @@ def test_optimizer_and_schedule_are_the_users(data):
         ({}, {}, "arms must hold at least one"),
         (["baseline"], {"seeds": ()}, "seeds must hold at least one"),
         (["baseline"], {"jobs": 0}, "jobs must be at least 1"),
+        ([None], {}, "a list of arms must hold names, got NoneType; give a mapping"),
+        ({"class": v2.AugMix}, {}, "got the class AugMix, make one"),
+        ({"batches": lambda images: images * 0.5}, {}, "an arm's function gets the fresh classifier.*lambda model:"),
+        (["baseline"], {"seeds": 3}, r"got 3; give range\(3\)"),
         (["magic"], {}, r"arms must be of baseline, .*, got 'magic'"),
         ({"bad": lambda model: lambda images: images[:, :, :9]}, {}, "of the shape that it gets"),
     ],
