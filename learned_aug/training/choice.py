@@ -15,7 +15,7 @@ from learned_aug.influence.s_val import InfluenceConfig
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.distributed import rank
 from learned_aug.runtime.rng import generator
-from learned_aug.training.augment import Augment, applied, batched
+from learned_aug.training.augment import Augment, applied, batched, each
 from learned_aug.training.policies import Recorder, Tally
 from learned_aug.training.reader import Loss, Reader
 
@@ -98,8 +98,10 @@ class DrawChoice:
         self.recorders = {name: Recorder(s) for name, s in self.sources.items() if Recorder.fits(s)}
         self._draw: dict[str, Augment | None] = {}
         for name, source in self.sources.items():
-            policy = self.recorders[name].policy if name in self.recorders else source
-            self._draw[name] = None if policy is None else batched(policy, mean=mean, std=std)
+            if name in self.recorders:
+                self._draw[name] = each(self.recorders[name], mean=mean, std=std)
+            else:
+                self._draw[name] = None if source is None else batched(source, mean=mean, std=std)
         self.generator = generator(seed, "choice", rank())
         self.tally = Tally(list(self.sources), every)
         self.calls = 0
