@@ -95,7 +95,10 @@ def run(args: argparse.Namespace) -> str:
             raise ValueError(
                 f"--augmenter {name} must have a name of its own, {arm!r} is another arm; rename its folder"
             )
-        arms[arm] = Augmenter.from_pretrained(_source(name))
+        arms[arm] = augmenter = Augmenter.from_pretrained(_source(name))
+        if (channels := augmenter.config.channels) != (1 if args.gray else 3):
+            remedy = "leave --gray out" if args.gray else "give --gray" if channels == 1 else "fit one"
+            raise ValueError(f"--augmenter {name} is for images of {channels} channels; {remedy}")
     lock = keep_folder(args.out)
     try:
         _refuse_foreign(args.out)

@@ -36,6 +36,7 @@ from learned_aug.training.augment import parts
 from learned_aug.training.comparison import Comparison, Training
 from learned_aug.training.ledger import Ledger, described, fingerprint, structure
 from learned_aug.training.retrain import RetrainConfig, evaluate, retrain
+from learned_aug.transform import LearnedAugment
 
 __all__ = ["Comparison", "compare"]
 
@@ -171,7 +172,8 @@ class _Task:
         """Refuse before the work what cannot be compared.
 
         Raises:
-            ValueError: if `make_model` gives a model twice, or an arm lacks the hyper-validation set.
+            ValueError: if `make_model` gives a model twice, an arm lacks the hyper-validation set or is for images of
+                another normalization, or the control could not train on both sets.
         """
         for name, data in (("train", self.train), ("test", self.test)):
             check_source(data, name)
@@ -187,6 +189,10 @@ class _Task:
                 "make_model must build a fresh classifier at each call, got the same object, or parts of it, twice: "
                 "trainings would go on from each other; build it inside of the function"
             )
+        setting = Setting(model=one, make_model=self.make_model, train=self.train, mean=self.mean, std=self.std)
+        for arm in self.arms.values():
+            if isinstance(arm, (Augmenter, LearnedAugment)):
+                build(arm, setting)  # which refuses those for another normalization
 
     def settings(self) -> dict[str, str]:
         """Return what the trainings in a folder must agree in, as short texts."""

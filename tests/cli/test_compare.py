@@ -92,6 +92,11 @@ def test_what_cannot_be_compared_is_said_in_one_line(some, compared, images, tmp
     def refused(*more, data=images, out=tmp_path / "out"):
         return failing("compare", *SHORT, "--data", data, "--out", out, *more)
 
+    (tmp_path / "file").touch()
+    assert "file is a file; give a folder for results" in refused(out=tmp_path / "file")
+    assert "is for images of 3 channels; leave --gray out" in refused("--augmenter", "cifar10-wrn")
+    assert "mean must be that of the augmenter's images" in refused("--augmenter", "mnist-cnn4", "--mean", "0.3")
+    assert not list((tmp_path / "out").glob("trainings/*-0.json"))
     assert "arms must be of baseline, TrivialAugmentWide" in refused("--arms", "magic")
     assert "--seeds must be at least 1" in refused("--seeds", "0")
     assert "config.steps was 4, is 5" in refused("--steps", "5", "--arms", "baseline", out=compared)
