@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ __all__ = [
     "check_images",
     "check_labels",
     "check_logits",
+    "check_range",
     "check_targets",
     "model_errors_named",
 ]
@@ -68,6 +69,30 @@ def check_images(images: Any, channels: int | None = None) -> Tensor:
         hint = "; add a batch dimension with images[None]" if images.ndim == 3 else ""
         raise ValueError(f"images must be (B, {channels or 'C'}, H, W), got {tuple(images.shape)}{hint}")
     return images
+
+
+def check_range(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse a batch that is not in [0, 1] in the units of its images, with the slack that bicubic resizing needs.
+
+    Args:
+        images: (B, C, H, W), floating, B >= 1; normalized as (x - mean) / std.
+        mean: one number, or one for each channel; 0 for images in [0, 1].
+        std: likewise, 1 for these.
+
+    Raises:
+        ValueError: with the range; values that are not finite are others' to name, unless they are infinite.
+    """
+    shift, scale = (images.new_tensor(v).view(-1, 1, 1) for v in (mean, std))
+    if {shift.numel(), scale.numel()} - {1, images.shape[1]}:
+        return  # which the configuration's own check names
+    low, high = (float(value) for value in (images * scale + shift).aminmax())
+    if low < -0.5 or high > 1.5:
+        stated = any(mean) or any(s != 1 for s in std)
+        undone = f"once (x - {tuple(mean)}) / {tuple(std)} is undone"
+        when = undone if stated else "unless their normalization is stated"
+        raise ValueError(
+            f"images must be in [0, 1] {when}, got [{low:.2f}, {high:.2f}]; pass the mean= and std= of their Normalize"
+        )
 
 
 def check_labels(labels: Any, samples: int, name: str = "labels") -> Tensor:

@@ -209,5 +209,4 @@ def _image(setting: Setting) -> Tensor:
 
 
 def _numbers(values: float | Sequence[float] | None, default: float) -> tuple[float, ...]:
-    given = default if values is None else values
-    return (float(given),) if isinstance(given, (int, float)) else tuple(map(float, given))
+    return tuple(torch.as_tensor(default if values is None else values, dtype=torch.float64).flatten().tolist())

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
+from learned_aug.config import AugmenterConfig
 from learned_aug.influence.head import borrowed
 from learned_aug.training.reader import first_tensor
 from learned_aug.transform import SLACK
 
-__all__ = ["Augment", "Chain", "Cutout", "Mixing", "applied", "batched", "each", "parts"]
+__all__ = ["Augment", "Chain", "Cutout", "Mixing", "applied", "batched", "check_units", "each", "parts"]
 
 Augment = Callable[..., Any]
 """From images (B, C, H, W), or images and labels, to images of that shape, or images and labels."""
@@ -172,6 +173,23 @@ def batched(augment: Augment, *, mean: Any = None, std: Any = None) -> Augment:
     if not transform or isinstance(augment, MIXES) or type(augment).__module__.startswith("learned_aug"):
         return augment
     return each(augment, mean=mean, std=std)
+
+
+def check_units(config: AugmenterConfig, mean: Any, std: Any) -> None:
+    """Refuse a normalization that is not that of the given augmenter.
+
+    Raises:
+        ValueError: with both.
+    """
+    for name, given, own in (("mean", mean, config.mean), ("std", std, config.std)):
+        if given is None:
+            continue
+        one, two = (torch.as_tensor(v, dtype=torch.float64).flatten() for v in (given, own))
+        if len({len(one), len(two), 1}) > 2 or not torch.allclose(one, two, rtol=0, atol=1e-3):
+            raise ValueError(
+                f"{name} must be that of the augmenter's images, {own}, got {given}; fit an augmenter to images of "
+                "this normalization, or leave it out for a prior"
+            )
 
 
 def applied(augment: Augment, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

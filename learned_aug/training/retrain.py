@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
+from learned_aug.augmenter import Augmenter
 from learned_aug.influence.head import borrowed
 from learned_aug.runtime.checks import (
     check_at_least,
@@ -18,6 +19,7 @@ from learned_aug.runtime.checks import (
     check_class_range,
     check_labels,
     check_logits,
+    check_range,
     model_errors_named,
 )
 from learned_aug.runtime.data import Data
@@ -116,6 +118,9 @@ def retrain(
     model.train()
     for step in range(config.steps):
         images, labels = next(batches)
+        for part in parts(augment) if not step else ():
+            if isinstance(part, Augmenter):
+                check_range(images, part.config.mean, part.config.std)
         if augment is not None:
             images, labels = applied(augment, images, labels)
             images = images.to(weight.dtype)

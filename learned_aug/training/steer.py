@@ -15,12 +15,12 @@ from learned_aug.fit.prior import prior
 from learned_aug.fit.tilt import tilted
 from learned_aug.influence.problem import Head
 from learned_aug.influence.s_val import InfluenceConfig
-from learned_aug.runtime.checks import check_images
+from learned_aug.runtime.checks import check_range
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.distributed import rank
 from learned_aug.runtime.rng import generator
+from learned_aug.training.augment import check_units
 from learned_aug.training.reader import Loss, Reader
-from learned_aug.transform import SLACK
 
 __all__ = ["UNSTEERED", "SteeredDraws"]
 
@@ -121,7 +121,7 @@ class SteeredDraws:
                 "augmenter must have tau_dropout > 0 to be steered, got 0; change its config, or use tilt=0"
             )
         if augmenter is not None:
-            _check_units(augmenter.config, mean, std)
+            check_units(augmenter.config, mean, std)
         self.model, self.augmenter = model, augmenter
         self.period, self.tilt, self.gate, self.warmup = period, tilt, gate, warmup
         self.mean, self.std, self.every, self.seed = mean, std, every, seed
@@ -210,14 +210,7 @@ class SteeredDraws:
         if self.augmenter is None:
             self.augmenter = prior(images, mean=self.mean, std=self.std, seed=self.seed)
         elif not self.calls:  # what a prior checks of its images
-            config = self.augmenter.config
-            mean, std = (images.new_tensor(v).view(-1, 1, 1) for v in (config.mean, config.std))
-            low, high = (float(value) for value in (check_images(images, config.channels) * std + mean).aminmax())
-            if low < -SLACK or high > 1 + SLACK:
-                raise ValueError(
-                    f"images must be normalized as those of the augmenter, mean {config.mean} and std {config.std}, "
-                    f"got [{low:.2f}, {high:.2f}] where [0, 1] was due; fit one for such images, or leave it out"
-                )
+            check_range(images, self.augmenter.config.mean, self.augmenter.config.std)
         return self.augmenter
 
     def state_dict(self) -> dict[str, Any]:
@@ -245,23 +238,6 @@ class SteeredDraws:
         if state["influence"] is not None:
             head, ihvp = state["influence"]
             self.reader.influence = Head(**head), ihvp
-
-
-def _check_units(config: AugmenterConfig, mean: Any, std: Any) -> None:
-    """Refuse a normalization that is not that of the given augmenter.
-
-    Raises:
-        ValueError: with both.
-    """
-    for name, given, own in (("mean", mean, config.mean), ("std", std, config.std)):
-        if given is None:
-            continue
-        one, two = (torch.as_tensor(v, dtype=torch.float64).flatten() for v in (given, own))
-        if len({len(one), len(two), 1}) > 2 or not torch.allclose(one, two, rtol=0, atol=1e-3):
-            raise ValueError(
-                f"{name} must be that of the augmenter's images, {own}, got {given}; fit an augmenter to images of "
-                "this normalization, or leave it out for a prior"
-            )
 
 
 def _range(name: str, value: float | Sequence[float], most: float) -> tuple[float, float]:

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.data import TensorDataset
 
-from learned_aug import DrawChoice, SteeredDraws, prior
+from learned_aug import DrawChoice, RetrainConfig, SteeredDraws, prior, retrain
+from learned_aug.training.augment import Chain
 from learned_aug.training.reader import Reader
 
 CLASSES = 4
@@ -354,10 +355,26 @@ def test_a_model_without_parameters_is_followed_and_resumed():
 def test_images_beyond_the_range_of_a_given_augmenter_are_refused_at_the_first_batch():
     normalized = (X - 0.5) / 0.2
     for images in (normalized, X * 255):
-        with pytest.raises(ValueError, match=r"normalized as those of the augmenter, .* where \[0, 1\] was due"):
-            SteeredDraws(small(), augmenter=AUGMENTER)(images, Y)
+        for augment in (SteeredDraws(small(), augmenter=AUGMENTER), DrawChoice(small(), [AUGMENTER, None])):
+            with pytest.raises(ValueError, match=r"images must be in \[0, 1\] unless their normalization is stated"):
+                augment(images, Y)
+        data = TensorDataset(images, Y)
+        with pytest.raises(ValueError, match=r"images must be in \[0, 1\] unless their normalization is stated"):
+            retrain(small(), data, RetrainConfig(steps=1), augment=Chain(lambda x: x, AUGMENTER))
     own = prior(normalized, mean=0.5, std=0.2)
     for options in ({}, {"mean": [0.5] * 3, "std": 0.2}):
         assert SteeredDraws(small(), augmenter=own, **options)(normalized, Y).shape == X.shape
-    with pytest.raises(ValueError, match=r"mean must be that of the augmenter's images, \(0.5,\), got 0"):
-        SteeredDraws(small(), augmenter=own, mean=0)
+        assert DrawChoice(small(), own, **options)(normalized, Y).shape == X.shape
+    for make in (lambda **kw: SteeredDraws(small(), augmenter=own, **kw), lambda **kw: DrawChoice(small(), own, **kw)):
+        with pytest.raises(ValueError, match=r"mean must be that of the augmenter's images, \(0.5,\), got 0"):
+            make(mean=0)
+
+
+def test_a_prior_refuses_images_that_are_not_normalized_as_stated():
+    normalized = (X - 0.5) / 0.2
+    with pytest.raises(ValueError, match=r"in \[0, 1\] once \(x - \(0.5,\)\) / \(1.0,\) is undone, got"):
+        prior(normalized, mean=0.5)
+    with pytest.raises(ValueError, match="must hold at least one image"):
+        prior(X[:0])
+    config = prior(normalized, mean=torch.tensor([0.5] * 3), std=torch.tensor(0.2, dtype=torch.float64)).config
+    assert (config.mean, config.std) == ((0.5,) * 3, (0.2,))
