@@ -5,7 +5,18 @@ from __future__ import annotations
 import statistics
 
 from report_tables.accuracy import same_source
-from report_tables.common import HERE, Row, caption, commits_text, markdown, mean_std, read, read_rows, seeds_text, table
+from report_tables.common import (
+    HERE,
+    Row,
+    caption,
+    commits_text,
+    markdown,
+    mean_std,
+    read,
+    read_rows,
+    seeds_text,
+    table,
+)
 from report_tables.panel import NOTHING, PANEL_CELLS, difference
 
 WEIGHTS = ("mnist-cnn4", "cifar10-resnet56", "cifar10-wrn")
@@ -41,8 +52,8 @@ def _() -> str:
     text = (
         "Predicted better: seeds in which the judge of the fit is certain of it. Draws wrong: of the prior / of the "
         "fitted networks, by the classifier that was fitted to. Test error %, mean ± standard deviation, of fresh "
-        "classifiers with each on half of every batch; differences paired by seed, with 95 % t-intervals, and the seeds "
-        "in which the fitted networks are better."
+        "classifiers with each on half of every batch; differences paired by seed, with 95 % t-intervals, and the "
+        "seeds in which the fitted networks are better."
     )
     seeds = seeds_text(row["seed"] for row in used)
     line = f"python benchmarks/accuracy/fits.py --data ROOT --seeds {seeds}"
@@ -63,9 +74,9 @@ def _() -> str:
         lines.append([f"`{row['name']}`", *shown, difference(own, crop), str(len(errors["crop"]))])
     head = ["name", "crop, flip", "TrivialAugmentWide", "these weights", "minus crop, flip", "trainings"]
     text = (
-        "Test error %, mean ± standard deviation, by `learned_aug.compare`, of fresh classifiers on few labels, as each "
-        "card says; the weights on half of every batch. Differences paired by seed, with 95 % t-intervals, and the seeds "
-        "in which the weights are better."
+        "Test error %, mean ± standard deviation, by `learned_aug.compare`, of fresh classifiers on few labels, as "
+        "each card says; the weights on half of every batch. Differences paired by seed, with 95 % t-intervals, and "
+        "the seeds in which the weights are better."
     )
     source = {**same_source(rows), "command": [row["command"] for row in rows]}
     return markdown(head, lines) + caption(text, source, commits=commits_text(rows))

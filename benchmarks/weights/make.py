@@ -285,9 +285,11 @@ def main() -> None:
     model = classifier(recipe, data, work, args.classifier)
     error = 100 * learned_aug.evaluate(model, batches(val, 500, shuffle=False))[0]
     print(f"error of the classifier on the hyper-validation images: {error:.2f} %", file=sys.stderr)
-    start = time.process_time()
+    start, kept = time.process_time(), work / "seconds.json"
     result = fitted(recipe, model, data, val, work)
-    cost = f"fit {time.process_time() - start:.0f} s on one CPU core"
+    if not kept.exists():  # a fit that is read back takes no time
+        kept.write_text(json.dumps(round(time.process_time() - start)))
+    cost = f"fit {json.loads(kept.read_text())} s on one CPU core"
     print(result, file=sys.stderr)
     found = errors(recipe, result, test, args.data, work)
     facts = card(recipe, result, found, error, cost)
@@ -301,6 +303,7 @@ def main() -> None:
         old.unlink()
     write(target, {**files, **render(facts, result.augmenter.config, files, args.name)})
     row = {"name": args.name, "errors": found, "val_error": error, "verdict": result.verdict, **made}
+    (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / f"{args.name}.json").write_text(json.dumps(row, indent=1) + "\n")
     print({"bytes": sum(map(len, files.values())), **{name: sha256(file) for name, file in files.items()}})
 
