@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as tv
 
 from learned_aug.transform import IMAGES, LABELS, LearnedAugment, check_companions, image_of
 
@@ -99,19 +100,28 @@ class AugmentedDataset(Dataset[Any]):
         batch = self._stacked(images)
         with torch.no_grad():
             params = augment.make_params([batch])
-            out = cast(Tensor, augment.transform(batch, params)).as_subclass(Tensor)
-            if self.dtype is not None and out.dtype != self.dtype:
-                out = out.to(self.dtype).div_(255) if out.dtype == torch.uint8 else out.to(self.dtype)
+            out = self._converted(cast(Tensor, augment.transform(batch, params)).as_subclass(Tensor))
             for k, (flat, image) in enumerate(zip(flats, images, strict=True)):
                 value = out[k]
-                rest = [i for i, item in enumerate(flat) if item is not image and isinstance(item, (*IMAGES, *LABELS))]
+                place = next(i for i, item in enumerate(flat) if item is image)
+                # A sample may hold one image twice.
+                rest = [i for i, item in enumerate(flat) if i != place and isinstance(item, (*IMAGES, *LABELS))]
                 if rest:
                     check_companions(flat, image, tuple(value.shape[-2:]), ())
                     own = augment.params_of(params, k)
                     for i in rest:
-                        flat[i] = augment.transform(flat[i], own)
-                place = next(i for i, item in enumerate(flat) if item is image)
+                        moved = augment.transform(flat[i], own)
+                        flat[i] = self._converted(moved) if isinstance(moved, IMAGES) else moved
                 flat[place] = tv_tensors.wrap(value, like=image) if isinstance(image, tv_tensors.TVTensor) else value
+
+    def _converted(self, image: Any) -> Any:
+        """Return an image as a tensor of the dtype that was asked for."""
+        values: Tensor = tv.pil_to_tensor(image) if isinstance(image, PIL.Image.Image) else image.as_subclass(Tensor)
+        if self.dtype is not None and values.dtype != self.dtype:
+            as_bytes = values.dtype == torch.uint8
+            values = values.to(self.dtype)
+            values = values.div_(255) if as_bytes else values
+        return tv_tensors.wrap(values, like=image) if isinstance(image, tv_tensors.TVTensor) else values
 
     def _stacked(self, images: list[Any]) -> Tensor:
         """(B, ..., C, H, W), of the type of the first one if that is one of torchvision's."""

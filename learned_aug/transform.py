@@ -205,7 +205,8 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         channels = self.augmenter.config.channels
         if image.mode.startswith(DEEP):
             raise ValueError(
-                f"the augmenter takes PIL images of 8 bits, got {image.mode}; scale it first, 16 bits by 1/257: "
+                f"the augmenter takes PIL images of 8 bits, got {image.mode}; scale it first to 0..255 by the largest "
+                "value that it may hold, floats in [0, 1] by 255, 16 bits by 1/257: "
                 "PIL.Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)), as image.convert() cuts "
                 "values off at 255"
             )

@@ -203,3 +203,36 @@ def test_bad_data_is_refused(augment):
         AugmentedDataset([PIL.Image.new("L", (8, 8))], augment)[0]
     with pytest.raises(AttributeError, match="nothing"):
         AugmentedDataset(Pictures(), augment).nothing  # noqa: B018
+
+
+class Pairs(Dataset):
+    """A stereo pair, or one image twice, as PIL images or as torchvision's tensors."""
+
+    def __init__(self, kind, twice):
+        self.kind, self.twice = kind, twice
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, k):
+        images = [PIL.Image.fromarray(pixels(k + 9 * other)) for other in range(2)]
+        if self.kind == "tv":
+            images = [tv_tensors.Image(np.array(image).transpose(2, 0, 1)) for image in images]
+        return {"left": images[0], "right": images[0 if self.twice else 1], "label": k}
+
+
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("kind", ["PIL", "tv"])
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_both_images_of_a_pair_come_augmented_alike_and_in_the_dtype(augment, kind, twice, dtype):
+    pairs = Pairs(kind, twice)
+    samples = AugmentedDataset(pairs, augment, dtype=dtype).__getitems__(range(4))
+    for k, sample in enumerate(samples):
+        left, right = sample["left"], sample["right"]
+        assert left.dtype == right.dtype == (dtype or torch.uint8)
+        assert torch.equal(left, right) == twice
+        assert float(right.max()) > (0.5 if dtype else 1)
+        plain = torch.from_numpy(np.array(pairs[k]["right"])) if kind == "PIL" else pairs[k]["right"]
+        plain = plain.permute(2, 0, 1) if kind == "PIL" else plain
+        assert not torch.allclose(right * (255 if dtype else 1.0), plain.float(), atol=1)
+    assert len(next(iter(DataLoader(AugmentedDataset(pairs, augment, dtype=dtype), 4)))["right"]) == 4

@@ -74,6 +74,7 @@ def test_deep_pil_images_are_refused_with_a_remedy_that_keeps_them(mode, channel
     with pytest.raises(ValueError, match=r"of 8 bits, got .*1/257") as info:
         transform(channels=channels)(PIL.Image.new(mode, (32, 32)))
     assert "convert('L')" not in str(info.value)
+    assert "floats in [0, 1] by 255" in str(info.value)
     image = PIL.Image.fromarray(np.full((32, 32), 65535, np.uint16))
     scaled = PIL.Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     assert (scaled.mode, scaled.getextrema()) == ("L", (255, 255))

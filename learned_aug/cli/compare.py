@@ -42,7 +42,7 @@ from learned_aug.cli.report import Parts, png
 from learned_aug.cli.settings import add_setting
 from learned_aug.cli.work import Work, add_data_arguments, keep_folder
 from learned_aug.runtime.events import Event, ProgressBars
-from learned_aug.training.arms import Arm
+from learned_aug.training.arms import ARMS, Arm
 from learned_aug.training.compare import compare
 from learned_aug.training.comparison import Comparison, difference
 from learned_aug.training.ledger import networks_of
@@ -90,9 +90,18 @@ def run(args: argparse.Namespace) -> str:
         raise ValueError(f"--seeds must be at least 1, got {args.seeds}")
     config = RetrainConfig(steps=args.steps, batch_size=args.batch_size, lr=args.lr)
     arms: dict[str, Arm] = {name: name for name in args.arms}
-    arms |= {_arm_name(name): Augmenter.from_pretrained(_source(name)) for name in args.augmenter}
+    for name in dict.fromkeys(args.augmenter):
+        if (arm := _arm_name(name)) in ARMS or arm in arms:
+            raise ValueError(
+                f"--augmenter {name} must have a name of its own, {arm!r} is another arm; rename its folder"
+            )
+        arms[arm] = augmenter = Augmenter.from_pretrained(_source(name))
+        if (channels := augmenter.config.channels) != (1 if args.gray else 3):
+            remedy = "leave --gray out" if args.gray else "give --gray" if channels == 1 else "fit one"
+            raise ValueError(f"--augmenter {name} is for images of {channels} channels; {remedy}")
     lock = keep_folder(args.out)
     try:
+        _refuse_foreign(args.out)
         work = Work(args, config)
         if work.data.test is None:
             raise ValueError(
@@ -126,6 +135,16 @@ def _fresh(name: str, classes: int, channels: int, device: str) -> nn.Module:
 
 def _source(name: str) -> str | Path:
     return Path(name) if Path(name).is_dir() else name
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Refuse a folder whose augmenter/ is no comparison's, such as that of a fit, for the winner's takes its place.
+
+    Raises:
+        ValueError: if it has such a folder.
+    """
+    if (out / "augmenter").exists() and ((out / "fit.json").exists() or not (out / "compare.txt").exists()):
+        raise ValueError(f"{out} holds an augmenter/ that no comparison wrote; give another folder as --out")
 
 
 def _arm_name(name: str) -> str:

@@ -304,20 +304,21 @@ def _warn_of_layout(folder: Path, files: dict[str, list[Path]], below: dict[str,
 
 
 def _refuse_shared(samples: dict[str, list[tuple[str, int]]]) -> None:
-    """Refuse one file in two parts, as links bring about.
+    """Refuse one file in two parts, or in two classes of one, as links bring about.
 
     Raises:
         ValueError: naming both.
     """
-    seen: dict[tuple[int, int], tuple[str, str]] = {}
+    seen: dict[tuple[int, int], tuple[str, str, int]] = {}
     for part, pairs in samples.items():
-        for path, _ in pairs:
+        for path, label in pairs:
+            if not os.path.exists(path):  # a link that leads nowhere, which its header's reading names
+                continue
             found = os.stat(path)
-            other, first = seen.setdefault((found.st_dev, found.st_ino), (part, path))
-            if other != part and found.st_ino:
-                raise ValueError(
-                    f"{other}/ and {part}/ must hold different images, {first} and {path} are one file; give another"
-                )
+            other, first, kind = seen.setdefault((found.st_dev, found.st_ino), (part, path, label))
+            if (other, kind) != (part, label) and found.st_ino:
+                what = f"{other}/ and {part}/" if other != part else f"the classes of {part}/"
+                raise ValueError(f"{what} must hold different images, {first} and {path} are one file; give another")
 
 
 def _subfolders(folder: Path) -> list[str]:

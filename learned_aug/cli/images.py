@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -43,9 +44,21 @@ def read_image(path: Path | str, *, gray: bool = False) -> PIL.Image.Image:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return the image files below a folder, sorted, hidden ones and those of hidden folders left out."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
-    return sorted(p for p in found if not any(map(is_hidden, p.relative_to(folder).parts)) and p.is_file())
+    """Return the image files below a folder, sorted, hidden ones and those of hidden folders left out.
+
+    Links are followed, to each folder once. Links that lead nowhere are among the files, so that reading names them.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    for root, names, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:
+            names.clear()
+            continue
+        seen.add(real)
+        names[:] = sorted(name for name in names if not is_hidden(name))
+        paths = (Path(root, name) for name in files if not is_hidden(name))
+        found += [p for p in paths if p.suffix.lower() in IMG_EXTENSIONS and (p.is_file() or not p.exists())]
+    return sorted(found)
 
 
 def is_hidden(name: str) -> bool:

@@ -54,6 +54,8 @@ def keep_folder(folder: Path, needed: int = 0) -> FolderLock:
     Raises:
         OSError: if it cannot be made or written, is nearly full, or another process works in it.
     """
+    if folder.exists() and not folder.is_dir():
+        raise OSError(f"{folder} is a file; give a folder for results")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass

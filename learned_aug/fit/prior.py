@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.config import AugmenterConfig
-from learned_aug.runtime.checks import check_images
+from learned_aug.runtime.checks import check_images, check_range
 from learned_aug.runtime.distributed import broadcast_
 from learned_aug.runtime.rng import generator
 
@@ -36,20 +37,16 @@ def prior(
 
     Raises:
         TypeError: if the images are no floating tensor.
-        ValueError: if they are not in the value range that is stated, or constant.
+        ValueError: if they are not in the value range that is stated, constant, or none.
     """
-    check_images(images)
+    if not check_images(images).shape[0]:
+        raise ValueError("images must hold at least one image, got an empty batch; give some typical ones")
     if config is None:
-        low, high = (float(value) for value in images.aminmax())
-        if mean is None and std is None and (low < -0.5 or high > 1.5):
-            raise ValueError(
-                f"images must be in [0, 1] unless their normalization is stated, got [{low:.2f}, {high:.2f}]; pass the "
-                "mean= and std= of their Normalize"
-            )
         numbers = [
-            (float(v),) if isinstance(v, (int, float)) else tuple(float(x) for x in v)
+            tuple(torch.as_tensor(v, dtype=torch.float64).flatten().tolist())
             for v in (0.0 if mean is None else mean, 1.0 if std is None else std)
         ]
+        check_range(images, *numbers)
         config = AugmenterConfig(channels=images.shape[1], size=max(images.shape[-2:]), mean=numbers[0], std=numbers[1])
     draws = generator(seed, "prior")
     augmenter = Augmenter(config, generator=draws).to(images.device).calibrate_(images.float(), generator=draws)

@@ -294,7 +294,8 @@ def collect(
     start = 0
     for images, labels in batches:
         device = tap.head.weight.device
-        features, logits = tap(images.to(device))
+        with nullcontext() if start else model_errors_named(images):
+            features, logits = tap(images.to(device))
         labels = labels.to(device)
         check_class_range(check_labels(labels, logits.shape[0]), logits.shape[1], start)
         batch = HeadBatch(features if dtype is None else features.to(dtype), logits, labels.long())

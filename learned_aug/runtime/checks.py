@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,8 @@ __all__ = [
     "check_class_range",
     "check_images",
     "check_labels",
+    "check_logits",
+    "check_range",
     "check_targets",
     "model_errors_named",
 ]
@@ -69,6 +71,30 @@ def check_images(images: Any, channels: int | None = None) -> Tensor:
     return images
 
 
+def check_range(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse a batch that is not in [0, 1] in the units of its images, with the slack that bicubic resizing needs.
+
+    Args:
+        images: (B, C, H, W), floating, B >= 1; normalized as (x - mean) / std.
+        mean: one number, or one for each channel; 0 for images in [0, 1].
+        std: likewise, 1 for these.
+
+    Raises:
+        ValueError: with the range; values that are not finite are others' to name, unless they are infinite.
+    """
+    shift, scale = (images.new_tensor(v).view(-1, 1, 1) for v in (mean, std))
+    if {shift.numel(), scale.numel()} - {1, images.shape[1]}:
+        return  # which the configuration's own check names
+    low, high = (float(value) for value in (images * scale + shift).aminmax())
+    if low < -0.5 or high > 1.5:
+        stated = any(mean) or any(s != 1 for s in std)
+        undone = f"once (x - {tuple(mean)}) / {tuple(std)} is undone"
+        when = undone if stated else "unless their normalization is stated"
+        raise ValueError(
+            f"images must be in [0, 1] {when}, got [{low:.2f}, {high:.2f}]; pass the mean= and std= of their Normalize"
+        )
+
+
 def check_labels(labels: Any, samples: int, name: str = "labels") -> Tensor:
     """Refuse labels that are not class indices, with a remedy for the form that came.
 
@@ -93,6 +119,22 @@ def check_labels(labels: Any, samples: int, name: str = "labels") -> Tensor:
         got = f"{type(labels).__name__} of {type(first).__name__}" if first is not labels else type(labels).__name__
         remedy = "map class names to indices in the data set" if isinstance(first, str) else "give a tensor of indices"
     raise ValueError(f"{name} must be integer class indices of shape ({samples},), got {got}; {remedy}")
+
+
+def check_logits(logits: Tensor, samples: int, remedy: str = "give one logit an image for each class") -> Tensor:
+    """Refuse what is no (B, K), and return it.
+
+    Args:
+        logits: a model's output.
+        samples: images of the batch, B.
+        remedy: what to do about it.
+
+    Raises:
+        ValueError: if it has another shape.
+    """
+    if logits.ndim != 2 or len(logits) != samples:
+        raise ValueError(f"the model must give logits (B, K) with B = {samples}, got {tuple(logits.shape)}; {remedy}")
+    return logits
 
 
 def check_targets(labels: Any, samples: int, *, values: bool = True) -> Tensor:

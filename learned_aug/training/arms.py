@@ -17,6 +17,7 @@ from learned_aug.fit.pipeline import fit
 from learned_aug.runtime.data import Data, as_pair
 from learned_aug.training.augment import Augment, Chain, Cutout, Mixing, batched, each
 from learned_aug.training.choice import DrawChoice
+from learned_aug.training.ledger import described
 from learned_aug.training.retrain import RetrainConfig, retrain
 from learned_aug.training.steer import UNSTEERED, SteeredDraws
 from learned_aug.transform import LearnedAugment
@@ -52,11 +53,18 @@ class Setting:
 
 Arm = str | Augmenter | nn.Module | Callable[[nn.Module], Augment | None] | None
 """None, an Augmenter, a transform, a ready-made arm's name, or a function from the fresh classifier to what `retrain`
-takes as `augment`."""
+takes as `augment`. A LearnedAugment is drawn for each image at its own p and strength."""
 
 
 def _steered(setting: Setting, **options: Any) -> SteeredDraws:
     return SteeredDraws(setting.model, mean=setting.mean, std=setting.std, seed=setting.seed, **options)
+
+
+def _drawn(setting: Setting, networks: Augmenter, **options: float) -> SteeredDraws:
+    """Draw from given networks, whose normalization must be that of the images, without steering."""
+    mean, std = (0.0 if setting.mean is None else setting.mean, 1.0 if setting.std is None else setting.std)
+    settings = {**UNSTEERED, **options}
+    return SteeredDraws(setting.model, augmenter=networks, mean=mean, std=std, seed=setting.seed, **settings)
 
 
 def _policy(make: Callable[[], Any]) -> Callable[[Setting], Augment]:
@@ -149,18 +157,26 @@ def build(arm: Arm, setting: Setting) -> Augment | None:
         made = [ARMS[name](setting) for name in _names(arm)]
         stages = [stage for stage in made if stage is not None]
         return Chain(*stages) if len(stages) > 1 else stages[0] if stages else None
-    if isinstance(arm, LearnedAugment):
-        arm = arm.augmenter
     if isinstance(arm, Augmenter):
-        return SteeredDraws(setting.model, augmenter=arm, seed=setting.seed, **UNSTEERED)
+        return _drawn(setting, arm)
+    if isinstance(arm, LearnedAugment):
+        return _drawn(setting, arm.augmenter, share=arm.p, strength=arm.strength)
     if arm is None or isinstance(arm, nn.Module) or type(arm).__module__.startswith("torchvision.transforms"):
         return None if arm is None else batched(arm, mean=setting.mean, std=setting.std)
-    if not callable(arm):
+    make: Any = arm
+    if not callable(make) or (isinstance(make, type) and issubclass(make, nn.Module)):
+        got = f"the class {make.__name__}, make one" if isinstance(make, type) else type(make).__name__
         raise ValueError(
-            f"an arm must be None, an Augmenter, a transform, a name, or a function of the classifier, got "
-            f"{type(arm).__name__}; known names are {', '.join(ARMS)}"
+            f"an arm must be None, an Augmenter, a transform, a name, or a function of the classifier, got {got}; "
+            f"known names are {', '.join(ARMS)}"
         )
-    given = arm(setting.model)
+    try:
+        given = make(setting.model)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(
+            f"an arm's function gets the fresh classifier and gives the augmentation, {described(arm)} failed on it "
+            f"({error}); give a function of batches as lambda model: function"
+        ) from error
     return None if given is None else batched(given, mean=setting.mean, std=setting.std)
 
 
@@ -172,10 +188,7 @@ def describe(arm: Arm) -> str:
     """
     if arm is None or isinstance(arm, str):
         return "+".join(_names(arm or "baseline"))
-    if isinstance(arm, nn.Module):
-        total = sum(float(t.double().abs().sum()) for t in arm.state_dict().values())
-        return f"{type(arm).__name__} {total:.6g}" if total else " ".join(repr(arm).split())
-    return getattr(arm, "__qualname__", type(arm).__name__)
+    return described(arm)
 
 
 def _names(arm: str) -> list[str]:
@@ -196,5 +209,4 @@ def _image(setting: Setting) -> Tensor:
 
 
 def _numbers(values: float | Sequence[float] | None, default: float) -> tuple[float, ...]:
-    given = default if values is None else values
-    return (float(given),) if isinstance(given, (int, float)) else tuple(map(float, given))
+    return tuple(torch.as_tensor(default if values is None else values, dtype=torch.float64).flatten().tolist())

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
+from learned_aug.config import AugmenterConfig
 from learned_aug.influence.head import borrowed
 from learned_aug.training.reader import first_tensor
+from learned_aug.transform import SLACK
 
-__all__ = ["Augment", "Chain", "Cutout", "Mixing", "applied", "batched", "each", "parts"]
+__all__ = ["Augment", "Chain", "Cutout", "Mixing", "applied", "batched", "check_units", "each", "parts"]
 
 Augment = Callable[..., Any]
 """From images (B, C, H, W), or images and labels, to images of that shape, or images and labels."""
@@ -40,7 +42,7 @@ def each(
         std: standard deviation of that normalization.
 
     Returns:
-        A function of images (B, C, H, W), floating.
+        A function of images (B, C, H, W), floating, which refuses a first batch that is not in the stated range.
     """
     return _Each(policy, mean, std)
 
@@ -50,10 +52,25 @@ class _Each:
 
     def __init__(self, policy: Callable[[Tensor], Tensor], mean: Any, std: Any) -> None:
         self.policy, self.mean, self.std = policy, mean, std
+        self._in_range = False  # whether a batch was, and so the data set is
 
     def __call__(self, images: Tensor) -> Tensor:
         shift, scale = (_column(v, x, images) for v, x in ((self.mean, 0.0), (self.std, 1.0)))
-        pixels = tv.to_dtype((images * scale + shift).clamp(0, 1), torch.uint8, scale=True)
+        if {shift.numel(), scale.numel()} - {1, images.shape[1]} or not bool((scale > 0).all()):
+            raise ValueError(
+                f"mean and std must be 1 or {images.shape[1]} numbers, std above 0, got {self.mean} and {self.std}"
+            )
+        values = images * scale + shift
+        if not self._in_range and len(values):
+            low, high = (float(value) for value in values.aminmax())
+            if not -SLACK <= low <= high <= 1 + SLACK:
+                raise ValueError(
+                    f"images must be in [0, 1] for a policy after their normalization is undone, got {low:.3g} to "
+                    f"{high:.3g}; state their normalization, mean= and std=, where the policy is named, or as "
+                    "learned_aug.training.each(policy, mean=, std=)"
+                )
+            self._in_range = True
+        pixels = tv.to_dtype(values.clamp(0, 1), torch.uint8, scale=True)
         drawn = torch.stack([self.policy(image) for image in pixels])
         out: Tensor = tv.to_dtype(drawn, images.dtype, scale=True)
         return (out - shift) / scale
@@ -141,11 +158,38 @@ def parts(augment: Augment | None) -> list[Augment]:
 
 
 def batched(augment: Augment, *, mean: Any = None, std: Any = None) -> Augment:
-    """Return an augmentation of batches: a transform of torchvision is drawn for each image, all else is left alone."""
+    """Return an augmentation of batches: a transform of torchvision is drawn for each image, all else is left alone.
+
+    Raises:
+        TypeError: if it cannot be called.
+    """
+    if not callable(augment) or isinstance(augment, type):
+        got = getattr(augment, "__name__", type(augment).__name__)
+        raise TypeError(
+            f"an augmentation must be a function of batches, an Augmenter or a transform, got {got}; names of arms are "
+            "for compare"
+        )
     transform = isinstance(augment, v2.Transform) or type(augment).__module__.startswith("torchvision.transforms")
     if not transform or isinstance(augment, MIXES) or type(augment).__module__.startswith("learned_aug"):
         return augment
     return each(augment, mean=mean, std=std)
+
+
+def check_units(config: AugmenterConfig, mean: Any, std: Any) -> None:
+    """Refuse a normalization that is not that of the given augmenter.
+
+    Raises:
+        ValueError: with both.
+    """
+    for name, given, own in (("mean", mean, config.mean), ("std", std, config.std)):
+        if given is None:
+            continue
+        one, two = (torch.as_tensor(v, dtype=torch.float64).flatten() for v in (given, own))
+        if len({len(one), len(two), 1}) > 2 or not torch.allclose(one, two, rtol=0, atol=1e-3):
+            raise ValueError(
+                f"{name} must be that of the augmenter's images, {own}, got {given}; fit an augmenter to images of "
+                "this normalization, or leave it out for a prior"
+            )
 
 
 def applied(augment: Augment, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

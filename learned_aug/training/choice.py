@@ -11,11 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from learned_aug.augmenter import Augmenter
 from learned_aug.influence.s_val import InfluenceConfig
+from learned_aug.runtime.checks import check_range
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.distributed import rank
 from learned_aug.runtime.rng import generator
-from learned_aug.training.augment import Augment, applied, batched
+from learned_aug.training.augment import Augment, applied, batched, check_units, each
 from learned_aug.training.policies import Recorder, Tally
 from learned_aug.training.reader import Loss, Reader
 
@@ -91,6 +93,9 @@ class DrawChoice:
         if not (math.isfinite(gate) and gate >= 0):
             raise ValueError(f"gate must be a finite power >= 0, got {gate}; 0 is no gate")
         self.sources = _named(sources)
+        self._networks = [source for source in self.sources.values() if isinstance(source, Augmenter)]
+        for networks in self._networks:
+            check_units(networks.config, mean, std)
         self.shares = _shares(shares, len(self.sources))
         by = by if by is not None else "loss" if val is None else "influence"
         self.model, self.draws, self.every, self.gate = model, draws, every, gate
@@ -98,8 +103,10 @@ class DrawChoice:
         self.recorders = {name: Recorder(s) for name, s in self.sources.items() if Recorder.fits(s)}
         self._draw: dict[str, Augment | None] = {}
         for name, source in self.sources.items():
-            policy = self.recorders[name].policy if name in self.recorders else source
-            self._draw[name] = None if policy is None else batched(policy, mean=mean, std=std)
+            if name in self.recorders:
+                self._draw[name] = each(self.recorders[name], mean=mean, std=std)
+            else:
+                self._draw[name] = None if source is None else batched(source, mean=mean, std=std)
         self.generator = generator(seed, "choice", rank())
         self.tally = Tally(list(self.sources), every)
         self.calls = 0
@@ -116,6 +123,8 @@ class DrawChoice:
         labels = self.reader.check(images, labels, steers=False)
         if not len(images):
             return images.clone()
+        for networks in self._networks if not self.calls else ():
+            check_range(images, networks.config.mean, networks.config.std)
         if self.calls % self.every == 0:
             self.reader.renew()
         count = len(images)

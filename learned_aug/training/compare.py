@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import sys
@@ -11,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 from threading import Thread
@@ -19,7 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
 from tqdm.auto import tqdm
 
 from learned_aug.augmenter import Augmenter
@@ -29,8 +34,9 @@ from learned_aug.runtime.rng import forked
 from learned_aug.training.arms import CONTROL, Arm, Setting, build, describe, reads_val
 from learned_aug.training.augment import parts
 from learned_aug.training.comparison import Comparison, Training
-from learned_aug.training.ledger import Ledger, fingerprint
+from learned_aug.training.ledger import Ledger, described, fingerprint, structure
 from learned_aug.training.retrain import RetrainConfig, evaluate, retrain
+from learned_aug.transform import LearnedAugment
 
 __all__ = ["Comparison", "compare"]
 
@@ -96,8 +102,9 @@ def compare(
     """
     task = _Task(make_model, train, test, _arms(arms), val, config or RetrainConfig(), baseline, mean, std)
     task.check()
-    if not seeds:
-        raise ValueError("seeds must hold at least one, got none; add some")
+    if isinstance(seeds, int) or not seeds:
+        got = f"{seeds}; give range({seeds})" if isinstance(seeds, int) else "none; add some"
+        raise ValueError(f"seeds must hold at least one, got {got}")
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     todo = [(arm, seed) for seed in dict.fromkeys(map(int, seeds)) for arm in task.arms]
@@ -133,6 +140,10 @@ def _arms(arms: Sequence[str] | Mapping[str, Arm]) -> dict[str, Arm]:
     """
     if isinstance(arms, str):
         arms = [arms]
+    if not isinstance(arms, Mapping) and (others := [a for a in arms if not isinstance(a, str)]):
+        raise ValueError(
+            f"a list of arms must hold names, got {type(others[0]).__name__}; give a mapping from a name to it"
+        )
     named: dict[str, Arm] = dict(arms) if isinstance(arms, Mapping) else {name: name for name in arms}
     if not named:
         raise ValueError("arms must hold at least one, got none; add some")
@@ -161,12 +172,16 @@ class _Task:
         """Refuse before the work what cannot be compared.
 
         Raises:
-            ValueError: if `make_model` gives a model twice, or an arm lacks the hyper-validation set.
+            ValueError: if `make_model` gives a model twice, an arm lacks the hyper-validation set or is for images of
+                another normalization, or the control could not train on both sets.
         """
         for name, data in (("train", self.train), ("test", self.test)):
             check_source(data, name)
         if self.val is None and (readers := [name for name, arm in self.arms.items() if reads_val(arm)]):
             raise ValueError(f"{', '.join(map(repr, readers))} must have a hyper-validation set, got none; pass val=")
+        if CONTROL in self.arms and self.val is not None:
+            for name, data in (("train", self.train), ("val", self.val)):
+                _check_whole(data, name)
         with forked(), torch.random.fork_rng(_accelerators()):
             one, two = self.make_model(), self.make_model()
         if one is two or {id(p) for p in one.parameters()} & {id(p) for p in two.parameters()}:
@@ -174,6 +189,10 @@ class _Task:
                 "make_model must build a fresh classifier at each call, got the same object, or parts of it, twice: "
                 "trainings would go on from each other; build it inside of the function"
             )
+        setting = Setting(model=one, make_model=self.make_model, train=self.train, mean=self.mean, std=self.std)
+        for arm in self.arms.values():
+            if isinstance(arm, (Augmenter, LearnedAugment)):
+                build(arm, setting)  # which refuses those for another normalization
 
     def settings(self) -> dict[str, str]:
         """Return what the trainings in a folder must agree in, as short texts."""
@@ -181,9 +200,9 @@ class _Task:
             reseed(0, "compare")
             model = self.make_model()
         size = sum(p.numel() for p in model.parameters())
-        values = {f"config.{key}": _text(value) for key, value in vars(self.config).items()}
-        values |= {"model": f"{type(model).__name__} of {size:,} parameters", "baseline": _text(self.baseline)}
-        values |= {"mean": _text(self.mean), "std": _text(self.std)}
+        values = {f"config.{key}": described(value) for key, value in vars(self.config).items()}
+        values |= {"model": f"{type(model).__name__} of {size:,} parameters, {structure(model)}"}
+        values |= {name: described(getattr(self, name)) for name in ("baseline", "mean", "std")}
         values |= {"train": fingerprint(self.train), "test": fingerprint(self.test)}
         return values | ({} if self.val is None else {"val": fingerprint(self.val)})
 
@@ -334,6 +353,24 @@ def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
+def _check_whole(data: Data, name: str) -> None:
+    """Refuse a loader that does not give its data set once a pass, for the control is to train on what `data` gives.
+
+    Raises:
+        ValueError: naming its sampler.
+    """
+    if not isinstance(data, DataLoader):
+        return
+    sampler, batches = data.sampler, data.batch_sampler
+    known = type(sampler) in (SequentialSampler, RandomSampler) and type(batches) is BatchSampler
+    if not known or data.batch_size is None or len(sampler) != len(data.dataset):  # type: ignore[arg-type]
+        kind = type(data.dataset if isinstance(data.dataset, IterableDataset) else sampler).__name__
+        raise ValueError(
+            f"{name} must be a data set, or a loader of all of it, where the arm {CONTROL!r} trains on train and val, "
+            f"got a loader with {kind}; give data sets, of a part torch.utils.data.Subset(data, indices)"
+        )
+
+
 def _joined(train: Data, val: Data) -> Data:
     """Return both data sets as one, read as `train` is."""
     one, two = (data.dataset if isinstance(data, DataLoader) else data for data in (train, val))
@@ -348,17 +385,6 @@ def _joined(train: Data, val: Data) -> Data:
         collate_fn=train.collate_fn,
         drop_last=train.drop_last,
     )
-
-
-def _text(value: Any) -> str:
-    """Say a setting in a text that is the same in each process."""
-    if isinstance(value, partial):
-        return _text(value.func)
-    if callable(value) and not isinstance(value, nn.Module):
-        return getattr(value, "__qualname__", type(value).__name__)
-    if isinstance(value, (tuple, list)):
-        return json.dumps(list(value))
-    return " ".join(str(value).split())
 
 
 def _accelerators() -> list[int]:

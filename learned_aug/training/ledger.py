@@ -8,10 +8,14 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from enum import Enum
+from functools import partial
 from pathlib import Path
-from types import TracebackType
+from types import CellType, CodeType, FunctionType, MethodType, TracebackType
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from learned_aug.augmenter import Augmenter
@@ -22,9 +26,10 @@ from learned_aug.runtime.rng import forked
 from learned_aug.training.comparison import Training
 from learned_aug.weights.files import write_atomic
 
-__all__ = ["Ledger", "fingerprint", "networks_of"]
+__all__ = ["Ledger", "described", "fingerprint", "networks_of", "structure"]
 
 SETTINGS = "settings.json"
+PLAIN = bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device
 
 
 class Ledger:
@@ -48,7 +53,7 @@ class Ledger:
         self._lock = lock_folder(self.folder)
         path = self.folder / SETTINGS
         if path.exists():
-            self._compare(json.loads(path.read_bytes()), settings)
+            self._compare(_read(path), settings)
         else:
             write_atomic(path, _json(settings))
 
@@ -81,7 +86,7 @@ class Ledger:
         """
         if self.folder is None or not (path := self.folder / f"{_stem(arm, seed)}.json").exists():
             return None
-        kept = json.loads(path.read_bytes())
+        kept = _read(path)
         if kept["what"] != what:
             raise ValueError(
                 f"the arm {arm!r} in {self.folder} must be the same, was {kept['what']}, is {what}; give it another "
@@ -132,8 +137,93 @@ def fingerprint(data: Data) -> str:
         for k in sorted({0, count // 2, count - 1}):
             reseed(0, "fingerprint", k)
             image, label = as_pair(data[k], "data")
-            seen += [torch.as_tensor(image), torch.as_tensor(label)]
+            seen += [_tensor(image), _tensor(label)]
     return f"{count:,} samples {digest(*seen)}"
+
+
+def _tensor(value: Any) -> Tensor:
+    """Return what a sample holds as a tensor; trainings say what is wrong with what is none."""
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        return torch.empty(0)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a file of the folder.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    try:
+        read: Any = json.loads(path.read_bytes())
+    except ValueError:
+        read = None
+    if not isinstance(read, dict) or not (path.name == SETTINGS or read.keys() >= {"what", "training"}):
+        raise ValueError(f"{path} must be what compare wrote, got other or damaged contents; delete it")
+    return read
+
+
+def described(value: Any, depth: int = 4) -> str:
+    """Say what a setting is, in a text that is the same in each process and another one for another setting.
+
+    Of a function the text is its name with a digest of its code and of the values that it holds, of another object its
+    type with its attributes, `depth` levels deep; what a function reads by a global name is not seen.
+    """
+    if value is None or isinstance(value, PLAIN):
+        return " ".join(str(value).split())
+    if isinstance(value, Tensor):
+        return f"Tensor {digest(value)}"
+    if isinstance(value, nn.Module):
+        total = sum(float(t.double().abs().sum()) for t in value.state_dict().values() if isinstance(t, Tensor))
+        return f"{type(value).__name__} {total:.6g} {structure(value)}"
+    if depth == 0 or isinstance(value, type):
+        return _name(value)
+
+    def inner(*values: Any) -> list[str]:
+        return [described(v, depth - 1) for v in values]
+
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(inner(*value))}]"
+    if isinstance(value, (set, frozenset)):
+        return f"[{', '.join(sorted(inner(*value)))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(map(': '.join, zip(inner(*value), inner(*value.values()), strict=True)))}}}"
+    if isinstance(value, partial):
+        return f"{described(value.func, depth)} of {', '.join(inner(value.args, value.keywords))}"
+    if isinstance(value, MethodType):
+        return f"{_name(value)} of {described(value.__self__, depth - 1)}"
+    if isinstance(value, FunctionType):
+        held = [cell.cell_contents for cell in value.__closure__ or () if _is_set(cell)]
+        return f"{_name(value)} {_sha(*inner(value.__code__, value.__defaults__, value.__kwdefaults__, held))}"
+    if isinstance(value, CodeType):
+        return _sha(value.co_code.hex(), *value.co_names, *inner(value.co_consts))
+    attributes = getattr(value, "__dict__", None)
+    return f"{_name(value)} {_sha(*inner(attributes))}" if attributes and callable(value) else _name(value)
+
+
+def structure(module: nn.Module) -> str:
+    """Return a digest of a module's parts with their settings, without its weights."""
+    parts = []
+    for part in module.modules():
+        settings = {k: v for k, v in vars(part).items() if isinstance(v, PLAIN) and k[0] != "_" and k != "training"}
+        parts += [re.sub(" at 0x[0-9a-f]+", "", repr(part)), str(sorted(settings.items()))]
+    return _sha(*parts)
+
+
+def _name(value: Any) -> str:
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+def _sha(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:6]
+
+
+def _is_set(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # of a name that is bound later
+        return False
 
 
 def _stem(arm: str, seed: int) -> str:

@@ -29,13 +29,14 @@ Operation = tuple[str, float]
 
 
 class Recorder:
-    """A copy of TrivialAugmentWide or RandAugment that notes the operations and magnitudes of each image.
+    """Draws from TrivialAugmentWide or RandAugment, and notes the operations and magnitudes of each image.
 
     Args:
-        policy: one of torchvision's v2 transforms.
+        policy: one of torchvision's v2 transforms; it is left as it is.
     """
 
     def __init__(self, policy: Any) -> None:
+        self._given = policy
         self.policy = copy.copy(policy)
         self.space: dict[str, Any] = policy._AUGMENTATION_SPACE
         self.bins: int = policy.num_magnitude_bins
@@ -47,14 +48,19 @@ class Recorder:
             self._images[-1].append((transform_id, self._level(transform_id, magnitude)))
             return apply(image, transform_id, magnitude, **options)
 
-        def begun(*inputs: Any) -> Any:
-            self._images.append([])
-            self._side = inputs[0].shape[-2:]
-            return type(policy).forward(self.policy, *inputs)
-
-        # On the instance, where they hide the methods of the class, in all of torchvision's releases from 0.21 on.
+        # On the instance, where it hides the method of the class, in all of torchvision's releases from 0.21 on.
         object.__setattr__(self.policy, "_apply_image_or_video_transform", noted)
-        object.__setattr__(self.policy, "forward", begun)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Return an augmented copy of an image (C, H, W), uint8."""
+        self._images.append([])
+        self._side = (image.shape[-2], image.shape[-1])
+        drawn: Tensor = self.policy(image)
+        return drawn
+
+    def __reduce__(self) -> tuple[type[Recorder], tuple[Any]]:
+        """Copy and pickle it as one of the same policy, for what is on the instance would note to this one."""
+        return Recorder, (self._given,)
 
     @staticmethod
     def fits(source: object) -> bool:

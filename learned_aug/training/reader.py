@@ -16,7 +16,13 @@ from learned_aug.influence.layer import find_head, unwrap
 from learned_aug.influence.problem import Head
 from learned_aug.influence.s_val import InfluenceConfig, solve_s_val
 from learned_aug.influence.scores import influence_up
-from learned_aug.runtime.checks import check_class_range, check_images, check_targets, model_errors_named
+from learned_aug.runtime.checks import (
+    check_class_range,
+    check_images,
+    check_logits,
+    check_targets,
+    model_errors_named,
+)
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.stream import Stream
 
@@ -85,6 +91,11 @@ class Reader:
         """What the model computes in: its first floating parameter's dtype."""
         return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes: its first parameter's device."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
     def check(self, images: Tensor, labels: Any, *, steers: bool) -> Any:
         """Refuse images and labels that do not fit; and, at the first batch, a model that cannot be followed.
 
@@ -98,10 +109,21 @@ class Reader:
 
         Raises:
             TypeError: if images are no floating tensor.
-            ValueError: if they are no batch; if labels are not of the form that the loss takes, or beyond the model's
-                classes; if the model has a single output; or if no gradient reaches its images.
+            ValueError: if they are no batch, or a gradient would pass through them; if labels are not of the form that
+                the loss takes, or beyond the model's classes; if the model has a single output; or if no gradient
+                reaches its images.
         """
         check_images(images)
+        if images.grad_fn is not None:
+            raise ValueError(
+                "images must be no result of a computation that trains, for no gradient passes through their "
+                "augmentation; pass images.detach(), or augment before that computation"
+            )
+        if self.loss is not None and not isinstance(labels, Tensor):
+            raise ValueError(
+                f"labels must be a tensor with one entry per image, got {type(labels).__name__}; stack what loss= "
+                "needs into one, or let loss= look it up by an index"
+            )
         first = not self._classes
         # A look at values on an accelerator would make it wait, at each call.
         looks = first or (isinstance(labels, Tensor) and labels.device.type == "cpu")
@@ -145,11 +167,7 @@ class Reader:
                 output = first_tensor(self.model(self._input(images)))
             classes = output.shape[1] if output.ndim > 1 else 1
             if self.loss is None:
-                if output.ndim != 2 or len(output) != len(images):
-                    raise ValueError(
-                        f"the model must give logits (B, K) with B = {len(images)}, got {tuple(output.shape)}; pass "
-                        "loss= for outputs of another form"
-                    )
+                check_logits(output, len(images), "pass loss= for outputs of another form")
                 check_class_range(labels.new_zeros(1, dtype=torch.long), classes)
             if steers:
                 gradient = None
@@ -228,6 +246,15 @@ class Reader:
         return images.clone() if images.dtype == dtype else images.to(dtype)
 
     def _losses(self, output: Tensor, labels: Tensor) -> Tensor:
+        losses = self._loss_of(output, labels)
+        if bool(losses.isnan().any()):
+            raise ValueError(
+                "the classifier's loss must be a number, got NaN on augmented images: its training has diverged; lower "
+                "the learning rate, or check its weights"
+            )
+        return losses
+
+    def _loss_of(self, output: Tensor, labels: Tensor) -> Tensor:
         if self.loss is None:
             logits = output.float()
             return F.cross_entropy(logits, labels.to(logits.dtype) if labels.ndim == 2 else labels, reduction="none")

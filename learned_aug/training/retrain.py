@@ -11,12 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
+from learned_aug.augmenter import Augmenter
 from learned_aug.influence.head import borrowed
 from learned_aug.runtime.checks import (
     check_at_least,
     check_at_most_one,
     check_class_range,
     check_labels,
+    check_logits,
+    check_range,
     model_errors_named,
 )
 from learned_aug.runtime.data import Data
@@ -86,13 +89,19 @@ def retrain(
         on_event: gets "retrain" events: loss (nats) and, without soft labels, accuracy (share) on the augmented batch.
 
     Raises:
-        ValueError: if `augment` is for another model, changes the shape of a batch, or labels do not fit.
+        ValueError: if all of the model is frozen, `augment` is for another model, it changes the shape of a batch, or
+            logits or labels do not fit.
     """
     config = config if config is not None else RetrainConfig()
     augment = None if augment is None else batched(augment)
     for part in parts(augment):
         if isinstance(part, (SteeredDraws, DrawChoice)) and part.model is not model:
             raise ValueError(f"augment must be a {type(part).__name__} for the model in training, got one for another")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "the model must have parameters that train, got none; unfreeze some with requires_grad_(True), as those of "
+            "its head"
+        )
     weight = next(model.parameters())
     batches = Stream(
         train,
@@ -109,11 +118,14 @@ def retrain(
     model.train()
     for step in range(config.steps):
         images, labels = next(batches)
+        for part in parts(augment) if not step else ():
+            if isinstance(part, Augmenter):
+                check_range(images, part.config.mean, part.config.std)
         if augment is not None:
             images, labels = applied(augment, images, labels)
             images = images.to(weight.dtype)
         with nullcontext() if step else model_errors_named(images):
-            logits = first_tensor(model(images)).float()
+            logits = check_logits(first_tensor(model(images)).float(), len(images))
         if labels.is_floating_point():
             labels = _soft(labels, logits)
         else:
@@ -171,15 +183,15 @@ def evaluate(model: nn.Module, data: Data, batch_size: int = 500) -> tuple[float
     The model comes back as it was, its mode included.
 
     Raises:
-        ValueError: if labels do not fit.
+        ValueError: if logits or labels do not fit.
     """
     wrong, loss, count = 0, 0.0, 0
-    weight = next(model.parameters())
+    weight = next(model.parameters(), torch.empty(0))  # a quantized model has none
     stream = Stream(data, "data", "evaluate", seed=0, batch_size=batch_size, device=weight.device, dtype=weight.dtype)
     with borrowed(model):
         for images, labels in stream.once():
             with nullcontext() if count else model_errors_named(images):
-                logits = first_tensor(model(images)).float()
+                logits = check_logits(first_tensor(model(images)).float(), len(images))
             check_class_range(check_labels(labels, logits.shape[0]), logits.shape[1], count)
             wrong += int((logits.argmax(1) != labels).sum())
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))

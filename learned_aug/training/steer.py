@@ -15,9 +15,11 @@ from learned_aug.fit.prior import prior
 from learned_aug.fit.tilt import tilted
 from learned_aug.influence.problem import Head
 from learned_aug.influence.s_val import InfluenceConfig
+from learned_aug.runtime.checks import check_range
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.distributed import rank
 from learned_aug.runtime.rng import generator
+from learned_aug.training.augment import check_units
 from learned_aug.training.reader import Loss, Reader
 
 __all__ = ["UNSTEERED", "SteeredDraws"]
@@ -59,7 +61,8 @@ class SteeredDraws:
         gate: power of the probability of the label that the tilt is multiplied with; 0 is no gate.
         warmup: calls before the first draw is steered, while the classifier knows nothing and its batch-norm statistics
             are not those of its data.
-        mean: mean of the images' normalization (x - mean) / std, a number or one per channel; None for [0, 1].
+        mean: mean of the images' normalization (x - mean) / std, a number or one per channel; None for [0, 1], or for
+            that of `augmenter`.
         std: standard deviation of that normalization.
         loss: from the model's output and the labels to one loss per sample, (B,); by default the cross-entropy, for
             class indices and soft labels.
@@ -117,6 +120,8 @@ class SteeredDraws:
             raise ValueError(
                 "augmenter must have tau_dropout > 0 to be steered, got 0; change its config, or use tilt=0"
             )
+        if augmenter is not None:
+            check_units(augmenter.config, mean, std)
         self.model, self.augmenter = model, augmenter
         self.period, self.tilt, self.gate, self.warmup = period, tilt, gate, warmup
         self.mean, self.std, self.every, self.seed = mean, std, every, seed
@@ -143,6 +148,8 @@ class SteeredDraws:
             TypeError: if images are no floating tensor.
         """
         labels = self.reader.check(images, labels, steers=bool(self.tilt))
+        if not len(images):
+            return images.clone()
         augmenter = self._augmenter_for(images)
         reads = self._reads and self.calls >= self.warmup
         if reads and (self.calls - self.warmup) % self.every == 0:
@@ -150,8 +157,10 @@ class SteeredDraws:
         reads = reads and (self.calls - self.warmup) % self.period == 0
         self.calls += 1
         share, strength = (low + self.confidence * (high - low) for low, high in (self.share, self.strength))
-        chosen = torch.randperm(images.shape[0], generator=self.generator)[: round(share * images.shape[0])]
-        chosen = chosen.to(images.device)
+        count = round(share * images.shape[0])
+        if not count and share:  # of a small batch, which would never be augmented
+            count = int(float(torch.rand((), generator=self.generator)) < share * images.shape[0])
+        chosen = torch.randperm(images.shape[0], generator=self.generator)[:count].to(images.device)
         part = images[chosen]
         noise = augmenter.draw_noise(part.shape[0], generator=self.generator, device=images.device)
         if reads and part.shape[0]:
@@ -193,9 +202,15 @@ class SteeredDraws:
         return augmenter.trace(images, masks=masks, strengths=strengths, strength=strength).draw.apply(images)
 
     def _augmenter_for(self, images: Tensor) -> Augmenter:
-        """Return the networks, made and calibrated at the first batch."""
+        """Return the networks, made and calibrated at the first batch.
+
+        Raises:
+            ValueError: if the first batch is not of the range of given ones, or no prior can be made of it.
+        """
         if self.augmenter is None:
             self.augmenter = prior(images, mean=self.mean, std=self.std, seed=self.seed)
+        elif not self.calls:  # what a prior checks of its images
+            check_range(images, self.augmenter.config.mean, self.augmenter.config.std)
         return self.augmenter
 
     def state_dict(self) -> dict[str, Any]:
@@ -213,10 +228,11 @@ class SteeredDraws:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave; the draws to come are those that would have come."""
+        self.augmenter = None
         if state["augmenter"] is not None:
             made = Augmenter(AugmenterConfig.from_dict(state["augmenter"]["config"]))
             made.load_state_dict(state["augmenter"]["weights"])
-            self.augmenter = made.to(next(self.reader.model.parameters()).device)
+            self.augmenter = made.to(self.reader.device)
         self.generator.set_state(state["generator"].cpu())
         self.calls, self.confidence = state["calls"], state["confidence"]
         if state["influence"] is not None:

@@ -68,10 +68,35 @@ def test_the_networks_of_the_winning_arm_can_be_loaded(compared, images, tmp_pat
         assert not (out / "augmenter").exists()
 
 
+def test_the_augmenter_of_a_fit_is_never_replaced(compared, images, tmp_path, failing):
+    (weights,) = (path.parent for path in (compared / "trainings").glob("prior-*/model.safetensors"))
+    mine = tmp_path / "augmenter"
+    shutil.copytree(weights, mine)
+    options = ["--data", images, "--out", tmp_path, "--arms", "baseline", "--augmenter", mine]
+    assert "holds an augmenter/ that no comparison wrote" in failing("compare", *SHORT, *options)
+    assert Augmenter.from_pretrained(mine).config.channels == 1
+
+
+def test_an_augmenter_takes_no_other_arms_name(compared, images, tmp_path, failing):
+    (weights,) = (path.parent for path in (compared / "trainings").glob("prior-*/model.safetensors"))
+    for names in (["prior"], ["a/mine", "b/mine"]):
+        more = []
+        for name in names:
+            shutil.copytree(weights, tmp_path / name)
+            more += ["--augmenter", tmp_path / name]
+        told = failing("compare", *SHORT, "--data", images, "--out", tmp_path / "out", "--arms", "baseline", *more)
+        assert f"{names[-1]} must have a name of its own" in told
+
+
 def test_what_cannot_be_compared_is_said_in_one_line(some, compared, images, tmp_path, failing):
     def refused(*more, data=images, out=tmp_path / "out"):
         return failing("compare", *SHORT, "--data", data, "--out", out, *more)
 
+    (tmp_path / "file").touch()
+    assert "file is a file; give a folder for results" in refused(out=tmp_path / "file")
+    assert "is for images of 3 channels; leave --gray out" in refused("--augmenter", "cifar10-wrn")
+    assert "mean must be that of the augmenter's images" in refused("--augmenter", "mnist-cnn4", "--mean", "0.3")
+    assert not list((tmp_path / "out").glob("trainings/*-0.json"))
     assert "arms must be of baseline, TrivialAugmentWide" in refused("--arms", "magic")
     assert "--seeds must be at least 1" in refused("--seeds", "0")
     assert "config.steps was 4, is 5" in refused("--steps", "5", "--arms", "baseline", out=compared)

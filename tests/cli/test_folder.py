@@ -170,6 +170,18 @@ def test_the_same_images_in_two_parts_are_refused(tree):
     refused(root, "must hold different images")
 
 
+def test_one_image_in_two_classes_is_refused(tree):
+    root = tree("train/a", "train/b", "val/a", "val/b")
+    os.link(root / "train" / "a" / "1.png", root / "train" / "b" / "2.png")
+    refused(root, r"the classes of train/ must hold different images, .*a/1\.png and .*b/2\.png are one file")
+
+
+def test_an_image_behind_a_broken_link_is_refused_with_its_path(tree):
+    root = tree("train/a", "train/b", "val/a", "val/b")
+    (root / "train" / "b" / "3.png").symlink_to(root / "unplugged.png")
+    refused(root, r"train/b/3\.png cannot be read")
+
+
 def test_what_may_not_be_meant_is_told(tree):
     root = tree("train/a/2019", "train/b/2019", "train", "val/a", "val/b")
     (root / "val" / "a" / "more.heic").write_bytes(b"")

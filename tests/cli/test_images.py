@@ -229,6 +229,24 @@ def test_hidden_files_and_folders_are_left_out(tmp_path):
     assert [p.name for p in image_files(tmp_path)] == ["a.png", "c.JPG"]
 
 
+def test_images_of_linked_folders_are_found_once(tmp_path):
+    for name in ("class/a.png", "elsewhere/b.png", "elsewhere/deep/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    folder = tmp_path / "class"
+    for place in (folder / "more", folder / "again", tmp_path / "linked"):
+        place.symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(folder)
+    assert [p.name for p in image_files(folder)] == ["a.png", "b.png", "c.png"]
+    assert [p.name for p in image_files(tmp_path / "linked")] == ["b.png", "c.png", "a.png"]
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    (tmp_path / "gone.png").symlink_to(tmp_path / "unplugged" / "gone.png")
+    with pytest.raises(ImageError, match=r"gone\.png cannot be read \(No such file or directory\)"):
+        check_headers(image_files(tmp_path))
+
+
 def test_sizes_are_told_before_the_work():
     told = []
     with pytest.warns(UserWarning, match=r"shorter side is 64 px.*--size is 224.*12\.2 times the work; give --size 64"):

@@ -172,6 +172,13 @@ class TestHeadTap:
         with pytest.raises(ValueError, match="one tensor, got tuple"):
             tapped(Pair())
 
+    def test_validation_images_of_another_kind_are_named_as_such(self) -> None:
+        model = Classifier()
+        with borrowed(model), HeadTap(model, find_head(model)) as tap:
+            tap(images())  # of the training data
+            with pytest.raises(ValueError, match=r"the model does not take torch.float32 \(10, 1, 2, 2\)"):
+                collect(tap, [(images()[:, :1], labels())])
+
     def test_head_that_runs_twice_or_never_is_refused(self) -> None:
         class Twice(Classifier):
             def forward(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from learned_aug import DrawChoice, LearnedAugment, RetrainConfig, SteeredDraws, retrain
+from learned_aug import DrawChoice, LearnedAugment, RetrainConfig, SteeredDraws, prior, retrain
 from learned_aug.training import arms as ready
 from learned_aug.training.arms import ARMS, Setting, build, describe, each, reads_val
 from learned_aug.training.augment import Chain, Cutout, applied
@@ -41,6 +41,19 @@ def test_a_policy_sees_normalized_images_as_they_were(same):
     torch.testing.assert_close(seen[0] / 255, same[0][0], atol=1 / 255, rtol=0)
 
 
+@pytest.mark.parametrize("wrap", [each, lambda policy: DrawChoice(torch.nn.Flatten(), policy)._draw["AugMix"]])
+def test_a_policy_refuses_images_whose_normalization_is_not_stated(same, wrap):
+    draw = wrap(v2.AugMix())
+    for images in ((same[0] - 0.4) / 0.2, same[0] * 255, same[0] - torch.nan):
+        with pytest.raises(ValueError, match=r"images must be in \[0, 1\] .*mean= and std="):
+            draw(images)
+    for mean, std in (([0.5] * 4, 0.2), (0.5, [0.2] * 2), (0, 0), (0, -1)):
+        with pytest.raises(ValueError, match="mean and std must be 1 or 3 numbers, std above 0, got"):
+            each(v2.AugMix(), mean=mean, std=std)(same[0])
+    draw(same[0] * 1.3 - 0.1)  # bicubic resizing leaves such
+    draw(same[0] * 3)  # a later image of the same data
+
+
 @pytest.mark.parametrize("name", FREE)
 def test_ready_made_arms_augment_a_batch(setting, batch, name):
     images, labels = batch
@@ -73,11 +86,28 @@ def test_fitted_trains_its_classifier_and_draws_from_what_was_fitted_to_it(setti
 
 def test_ours_are_on_half_of_a_batch_policies_on_all(setting, augmenter, batch):
     images, labels = batch
-    for arm in (augmenter, LearnedAugment(augmenter), "prior"):
+    for arm in (augmenter, LearnedAugment(augmenter, p=0.5), "prior"):
         drawn = build(arm, setting)(images, labels)
         assert (drawn != images).flatten(1).any(1).sum() == 20
     inverted = build(v2.RandomInvert(p=1.0), setting)(images)
     assert (inverted != images).flatten(1).any(1).all()
+
+
+def test_a_learned_augment_keeps_its_share_and_strength(setting, augmenter, batch):
+    images, labels = batch
+    for p in (0.0, 0.25, 1.0):
+        drawn = build(LearnedAugment(augmenter, p=p), setting)(images, labels)
+        assert (drawn != images).flatten(1).any(1).sum() == 40 * p
+    assert torch.equal(build(LearnedAugment(augmenter, strength=0), setting)(images, labels), images)
+
+
+def test_networks_for_another_normalization_are_refused(setting, augmenter, batch):
+    other = prior((batch[0] - 0.5) / 0.2, mean=0.5, std=0.2)
+    normalized = replace(setting, mean=[0.5], std=[0.2])
+    for arm, where in ((augmenter, normalized), (other, setting), (LearnedAugment(augmenter), normalized)):
+        with pytest.raises(ValueError, match=r"(mean|std) must be that of the augmenter's images, \("):
+            build(arm, where)
+    assert build(other, normalized)((batch[0] - 0.5) / 0.2, batch[1]).shape == batch[0].shape
 
 
 def test_arms_go_one_after_the_other(setting, batch):

@@ -1,5 +1,6 @@
 """The best of a few draws from any augmentations, and the plain transform of what was found."""
 
+import copy
 import pickle
 import warnings
 
@@ -124,7 +125,7 @@ def test_two_operations_of_rand_augment_are_noted_for_each_image():
     recorder = Recorder(v2.RandAugment())
     image = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
     for _ in range(5):
-        recorder.policy(image)
+        recorder(image)
     taken = recorder.take(5)
     assert [len(done) for done in taken] == [2] * 5
     assert recorder.take(5) == []
@@ -137,7 +138,7 @@ def test_what_a_recorder_notes_is_what_the_policy_does():
     torch.manual_seed(3)
     expected = policy(image)
     torch.manual_seed(3)
-    assert torch.equal(recorder.policy(image), expected)
+    assert torch.equal(recorder(image), expected)
 
 
 def test_what_was_found_is_a_plain_transform_that_draws_accordingly(model, batch, augmenter, by_mean):
@@ -147,8 +148,8 @@ def test_what_was_found_is_a_plain_transform_that_draws_accordingly(model, batch
         choice(images, batch[1])
     transform = choice.transform()
     torch.manual_seed(0)
-    copy = pickle.loads(pickle.dumps(transform))
-    drawn = copy((images[0] * 255).byte())
+    pickled = pickle.loads(pickle.dumps(transform))
+    drawn = pickled((images[0] * 255).byte())
     assert drawn.shape == images[0].shape
     policy = next(t for t in transform.transforms if isinstance(t, WeightedTrivialAugment))
     weights = {name: sum(levels.values()) / len(levels) for name, levels in policy.weights.items()}
@@ -227,3 +228,20 @@ def test_settings_that_cannot_be_are_refused(model, augmenter, bad, message):
 def test_sources_that_change_shapes_dtypes_or_labels_are_refused(model, batch, source, message):
     with pytest.raises(ValueError, match=message):
         DrawChoice(model, {"bad": source})(*batch)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda choice: pickle.loads(pickle.dumps(choice))])
+@pytest.mark.parametrize("policy", [v2.TrivialAugmentWide(), v2.RandAugment()])
+def test_a_copy_of_a_choice_notes_its_own_draws(model, augmenter, batch, copied, policy):
+    choice = DrawChoice(model, {"policy": policy, "ours": augmenter})
+    choice(*batch)
+    other = copied(choice)
+    before = str(choice.tally)
+    assert str(other.tally) == before
+    drawn = []
+    for one in (other, choice):
+        torch.manual_seed(3)
+        drawn.append(one(*batch))
+        assert str(choice.tally) == (before if one is other else str(other.tally))
+    assert torch.equal(*drawn)
+    assert str(other.tally) != before

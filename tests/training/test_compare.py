@@ -1,5 +1,6 @@
 """Paired comparisons: pairing, resuming, several processes, statistics, and what is refused."""
 
+import copy
 import json
 import math
 import os
@@ -7,14 +8,25 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import (
+    BatchSampler,
+    ChainDataset,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+)
 from torchvision.transforms import v2
 
+from learned_aug import LearnedAugment
 from learned_aug.digits import all_conv, digits
-from learned_aug.training.arms import CONTROL, each
+from learned_aug.training.arms import CONTROL, describe, each
 from learned_aug.training.compare import compare
 from learned_aug.training.comparison import Comparison, Training, difference
 from learned_aug.training.retrain import RetrainConfig
@@ -122,6 +134,42 @@ def test_loaders_are_compared_too(data):
     assert 0 < result.errors["baseline"][0] < 1
 
 
+def test_the_control_never_trains_on_more_than_train_and_val(data):
+    digits = data["val"]
+    part = [DataLoader(digits, 50, sampler=SubsetRandomSampler(range(k, k + 50))) for k in (0, 50)]
+    whole = DataLoader(digits, 50, shuffle=True)
+    batched = DataLoader(digits, batch_sampler=BatchSampler(SequentialSampler(digits), 50, drop_last=True))
+    twice = DataLoader(digits, 50, sampler=RandomSampler(digits, num_samples=4000))
+    stream = DataLoader(ChainDataset([]), 50)
+    for train, val in (part, (whole, part[0]), (batched, whole), (whole, twice), (stream, whole)):
+        with pytest.raises(ValueError, match=r"or a loader of all of it, .*Subset\(data, indices\)"):
+            compare(fresh, train, data["test"], ["chosen-influence"], val=val, progress=False)
+    with pytest.raises(ValueError, match="got a loader with SubsetRandomSampler"):
+        compare(fresh, digits, data["test"], ["chosen-influence"], val=part[0], progress=False)
+    module._check_whole(whole, "train")
+    module._check_whole(digits, "train")
+
+
+@pytest.mark.parametrize("name", ["settings", "Cutout-*"])
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_a_damaged_file_of_the_folder_is_named(data, tmp_path, name, text):
+    run(data, ["Cutout"], checkpoint_dir=tmp_path)
+    (path,) = tmp_path.glob(f"{name}.json")
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"{path.name} must be what compare wrote, got other or damaged .*delete it"):
+        run(data, ["Cutout"], checkpoint_dir=tmp_path)
+
+
+def test_data_that_are_no_tensors_get_the_error_of_a_training(data, tmp_path):
+    images, labels = data["train"].tensors[0][:9], range(9)
+    for train, message in (
+        ([(image, "cat") for image in images], "map class names to indices"),
+        ([(v2.functional.to_pil_image(i), y) for i, y in zip(images, labels, strict=True)], "got PIL images"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            run({"train": train, "test": data["test"]}, ["baseline"], checkpoint_dir=tmp_path / message)
+
+
 def test_a_seed_is_added_without_repeating_two(data, tmp_path, monkeypatch):
     arms = ["baseline", "Cutout"]
     two = run(data, arms, seeds=(0, 1), checkpoint_dir=tmp_path)
@@ -179,6 +227,70 @@ def test_a_folder_of_other_settings_is_refused_with_what_differs(data, tmp_path,
         run({"train": data["val"], "test": data["test"]}, ["baseline"], checkpoint_dir=tmp_path)
     with pytest.raises(ValueError, match=r"'baseline' .* was baseline, is Cutout; give it another name"):
         run(data, {"baseline": "Cutout"}, checkpoint_dir=tmp_path)
+
+
+def twice(images, factor=1.0):
+    return images * factor
+
+
+class Times:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, images):
+        return images * self.factor
+
+
+def optimized(factor):
+    return replace(SHORT, make_optimizer=lambda p: torch.optim.SGD(p, lr=factor))
+
+
+OTHERS = {
+    "an optimizer's argument": lambda f: {"config": replace(SHORT, make_optimizer=partial(torch.optim.SGD, lr=f))},
+    "a value that an optimizer's lambda holds": lambda f: {"config": optimized(f)},
+    "a baseline's argument": lambda f: {"baseline": partial(twice, factor=f)},
+    "a baseline's attribute": lambda f: {"baseline": Times(f)},
+    "the baseline's method": lambda f: {"baseline": Times(f).__call__},
+    "an arm's argument": lambda f: {"arms": {"a": partial(lambda model, f: Times(f), f=f)}},
+    "a value that an arm holds": lambda f: {"arms": {"a": lambda model: lambda images: images * f}},
+    "a default": lambda f: {"arms": {"a": lambda model, f=f: Times(f)}},
+    "a transform's probability": lambda f: {"arms": {"a": v2.RandomErasing(p=f / 2)}},
+    "the model's layers": lambda f: {"make_model": lambda: torch.nn.Sequential(fresh(), torch.nn.Dropout(f / 2))},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_setting_that_differs_within_a_function_or_module_is_refused(data, tmp_path, name):
+    def again(factor):
+        options = {"make_model": fresh, "arms": ["baseline"], "config": SHORT, **OTHERS[name](factor)}
+        test = Subset(data["test"], range(100))
+        make, arms = options.pop("make_model"), options.pop("arms")
+        return compare(make, data["train"], test, arms, seeds=(0,), checkpoint_dir=tmp_path, progress=False, **options)
+
+    kept = again(0.5)
+    assert again(0.5).losses == kept.losses
+    with pytest.raises(ValueError, match=r"must be of these settings|must be the same"):
+        again(0.25)
+
+
+def test_augmenters_of_other_strengths_are_other_arms(augmenter):
+    milder = copy.deepcopy(augmenter).set_strengths_(warp=0.01)
+    arms = [augmenter, milder, LearnedAugment(augmenter), LearnedAugment(milder), LearnedAugment(augmenter, p=0.5)]
+    assert len({describe(arm) for arm in arms}) == 5
+    assert describe(copy.deepcopy(augmenter)) == describe(augmenter)
+
+
+CODE = "from tests.training.test_compare import *; print(describe(lambda x: {'a', 'b', 'c'} | {x} in {'d', 'e'}))"
+
+
+def test_the_text_of_a_setting_is_that_of_another_process():
+    texts = {
+        subprocess.run(
+            [sys.executable, "-c", CODE], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(texts) == 1
 
 
 def test_the_networks_of_the_first_seed_are_kept(data, tmp_path):
@@ -285,6 +397,10 @@ def test_optimizer_and_schedule_are_the_users(data):
         ({}, {}, "arms must hold at least one"),
         (["baseline"], {"seeds": ()}, "seeds must hold at least one"),
         (["baseline"], {"jobs": 0}, "jobs must be at least 1"),
+        ([None], {}, "a list of arms must hold names, got NoneType; give a mapping"),
+        ({"class": v2.AugMix}, {}, "got the class AugMix, make one"),
+        ({"batches": lambda images: images * 0.5}, {}, "an arm's function gets the fresh classifier.*lambda model:"),
+        (["baseline"], {"seeds": 3}, r"got 3; give range\(3\)"),
         (["magic"], {}, r"arms must be of baseline, .*, got 'magic'"),
         ({"bad": lambda model: lambda images: images[:, :, :9]}, {}, "of the shape that it gets"),
     ],

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.data import TensorDataset
 
-from learned_aug import DrawChoice, SteeredDraws, prior
+from learned_aug import DrawChoice, RetrainConfig, SteeredDraws, prior, retrain
+from learned_aug.training.augment import Chain
 from learned_aug.training.reader import Reader
 
 CLASSES = 4
@@ -288,3 +289,92 @@ def test_a_zero_gradient_of_one_batch_is_told():
 def test_the_dtype_of_a_model_is_that_of_its_first_floating_parameter():
     assert Reader(small().bfloat16()).dtype == torch.bfloat16
     assert Reader(nn.Identity()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_batches_smaller_than_the_share_are_augmented_as_often_as_it_says(count):
+    steered = SteeredDraws(small(), augmenter=AUGMENTER, share=0.2, tilt=0)
+    changed = sum(int((steered(X[:count], Y[:count]) != X[:count]).flatten(1).any(1).sum()) for _ in range(300))
+    assert changed == pytest.approx(0.2 * count * 300, rel=0.3)
+    untouched = SteeredDraws(small(), augmenter=AUGMENTER, share=0, tilt=0)
+    assert torch.equal(untouched(X[:count], Y[:count]), X[:count])
+
+
+def test_no_images_come_back_as_none_before_the_first_batch_too():
+    steered = SteeredDraws(small())
+    assert steered(X[:0], Y[:0]).shape == (0, 3, 16, 16)
+    assert steered(X, Y).shape == X.shape
+
+
+MAKES = [lambda m: SteeredDraws(m, warmup=0, period=1), lambda m: DrawChoice(m, AUGMENTER)]
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_a_classifier_that_has_diverged_is_named_as_the_cause(make):
+    model = small()
+    augment = make(model)
+    augment(X, Y)
+    model[-1].weight.data[0] = torch.nan
+    with pytest.raises(ValueError, match="got NaN on augmented images: its training has diverged"):
+        augment(X, Y)
+    model[-1].weight.data[0] = 1e38  # an infinite loss is none
+    assert augment(X, Y).isfinite().all()
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_images_through_which_something_else_trains_are_refused(make):
+    front = torch.ones(1, requires_grad=True)
+    with pytest.raises(ValueError, match=r"no result of a computation that trains.*images.detach\(\)"):
+        make(small())(X * front, Y)
+    assert make(small())(X.clone().requires_grad_(), Y).shape == X.shape
+
+
+@pytest.mark.parametrize("labels", [{"a": Y}, (Y, Y), Y.tolist()])
+@pytest.mark.parametrize("make", [SteeredDraws, lambda m, **kw: DrawChoice(m, AUGMENTER, **kw)])
+def test_a_loss_of_ones_own_takes_labels_in_one_tensor(make, labels):
+    with pytest.raises(ValueError, match=r"labels must be a tensor with one entry per image, got (dict|tuple|list)"):
+        make(small(), loss=lambda out, y: out[:, 0])(X, labels)
+
+
+def test_a_state_of_before_the_first_batch_brings_back_that_no_prior_was_made():
+    model = small()
+    one, two = SteeredDraws(model, tilt=0), SteeredDraws(model, tilt=0)
+    state = one.state_dict()
+    two(X.flip(0) * 0.5, Y)
+    two.load_state_dict(state)
+    assert torch.equal(two(X, Y), one(X, Y))
+
+
+def test_a_model_without_parameters_is_followed_and_resumed():
+    steered = SteeredDraws(nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()), warmup=0)
+    steered(X, Y)
+    steered.load_state_dict(steered.state_dict())
+    assert steered(X, Y).shape == X.shape
+
+
+def test_images_beyond_the_range_of_a_given_augmenter_are_refused_at_the_first_batch():
+    normalized = (X - 0.5) / 0.2
+    for images in (normalized, X * 255):
+        for augment in (SteeredDraws(small(), augmenter=AUGMENTER), DrawChoice(small(), [AUGMENTER, None])):
+            with pytest.raises(ValueError, match=r"images must be in \[0, 1\] unless their normalization is stated"):
+                augment(images, Y)
+        data = TensorDataset(images, Y)
+        with pytest.raises(ValueError, match=r"images must be in \[0, 1\] unless their normalization is stated"):
+            retrain(small(), data, RetrainConfig(steps=1), augment=Chain(lambda x: x, AUGMENTER))
+    own = prior(normalized, mean=0.5, std=0.2)
+    for options in ({}, {"mean": [0.5] * 3, "std": 0.2}):
+        assert SteeredDraws(small(), augmenter=own, **options)(normalized, Y).shape == X.shape
+        assert DrawChoice(small(), own, **options)(normalized, Y).shape == X.shape
+    for make in (lambda **kw: SteeredDraws(small(), augmenter=own, **kw), lambda **kw: DrawChoice(small(), own, **kw)):
+        with pytest.raises(ValueError, match=r"mean must be that of the augmenter's images, \(0.5,\), got 0"):
+            make(mean=0)
+
+
+def test_a_prior_refuses_images_that_are_not_normalized_as_stated():
+    normalized = (X - 0.5) / 0.2
+    with pytest.raises(ValueError, match=r"in \[0, 1\] once \(x - \(0.5,\)\) / \(1.0,\) is undone, got"):
+        prior(normalized, mean=0.5)
+    with pytest.raises(ValueError, match="must hold at least one image"):
+        prior(X[:0])
+    config = prior(normalized, mean=torch.tensor([0.5] * 3), std=torch.tensor(0.2, dtype=torch.float64)).config
+    assert (config.mean, config.std) == ((0.5,) * 3, (0.2,))

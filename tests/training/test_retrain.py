@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch.utils.data import TensorDataset
+from torchvision.transforms import v2
 
 from learned_aug.digits import all_conv
 from learned_aug.training.choice import DrawChoice
@@ -29,6 +30,32 @@ def test_training_repeats_with_its_seed_whatever_the_global_generator_drew(data,
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not torch.equal(one["0.weight"], other["0.weight"])
     assert not models[0].training
+
+
+def test_a_model_of_which_nothing_trains_is_refused(data):
+    for model in (fresh().requires_grad_(False), torch.nn.Flatten()):
+        with pytest.raises(ValueError, match=r"must have parameters that train, got none; unfreeze"):
+            retrain(model, data["train"], RetrainConfig(steps=1))
+
+
+def test_a_model_without_parameters_is_evaluated(data):
+    model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d((5, 2)), torch.nn.Flatten())
+    error, loss = evaluate(model, data["test"])
+    assert 0.5 < error < 1
+    assert 2 < loss < 3
+
+
+def test_outputs_for_each_position_are_refused(data):
+    model = torch.nn.Conv2d(1, 10, 3)
+    for run in (lambda: evaluate(model, data["test"]), lambda: retrain(model, data["train"], RetrainConfig(steps=1))):
+        with pytest.raises(ValueError, match=r"must give logits \(B, K\) with B = .*, 10, 26, 26\); give one logit"):
+            run()
+
+
+@pytest.mark.parametrize("augment", ["steered", [v2.RandomInvert()], v2.TrivialAugmentWide])
+def test_what_is_no_augmentation_is_refused(data, augment):
+    with pytest.raises(TypeError, match=r"must be a function of batches, .*got (str|list|TrivialAugmentWide)"):
+        retrain(fresh(), data["train"], RetrainConfig(steps=1), augment=augment)
 
 
 def test_all_of_a_batch_goes_through_the_augmentation(data):
