@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from learned_aug.functional.fields import at_least_float32, constant, without_autocast
-from learned_aug.functional.points import Inverse
+from learned_aug.functional.points import Inverse, largest
 
 __all__ = ["warp_boxes", "warp_rotated_boxes"]
 
-EDGE_POINTS = 32  # of a box, at first; then as many again around each outermost one, as often as needed
-ROTATED_POINTS = 16  # of a rotated one, at first; then as many again around each outermost one, twice
-EXTREME = 0.02  # pixels that the extremes of an edge may be off for want of points
+FEWEST, MOST = 16, 1024  # points of an edge
+FAR, NEAR = 3.0, 0.5  # pixels between points of an edge: at first at most, and when there are enough whatever they show
+EXTREME = 0.03  # pixels that the extremes of an edge may be beyond its points
 
 
 @torch.no_grad()
@@ -34,40 +34,10 @@ def warp_boxes(
     values = at_least_float32(boxes)
     if not boxes.shape[1]:
         return values, values[..., 0]
-    batch, count = boxes.shape[:2]
     values = values.to(torch.promote_types(values.dtype, flow.dtype))
-    inverse = Inverse(flow.to(values.dtype), size, smooth=smooth)
-    ends = values[..., [0, 2, 2, 0, 0, 1, 1, 3, 3, 1]].view(batch, count, 2, 5).transpose(1, 2)  # (B, 2, N, 5)
-    steps = ends.diff(dim=-1)
-    longest, curved = float(steps.abs().max()), 3 * inverse.bend()
-    # Half as many points where they are enough, as with few pixels or straight flows.
-    points = EDGE_POINTS // 2 if curved * (longest * 2 / EDGE_POINTS) ** 2 / 8 <= EXTREME else EDGE_POINTS
-    at = _edges(points, values.dtype, values.device)
-    outline = torch.addcmul(ends[..., :4, None], steps[..., None], at[:points]).flatten(-2)
-    spacing = 1 / points
-    while True:
-        step = spacing * longest
-        enough = curved * (step**2 / 8 if step > 2 else step / 4) <= EXTREME or step < 0.02
-        q, residual = inverse((outline - 0.5).flatten(2))
-        q = q.view(batch, 2, count, -1)
-        if enough:
-            low, high = q.aminmax(dim=3)
-            return torch.cat([low, high], 1).mT + 0.5, residual.view(batch, count, -1).amax(2)
-        if spacing == 1 / points:
-            at = at.expand(batch, count, -1)
-        outermost = at.gather(2, torch.cat([q.argmin(3), q.argmax(3)], 1).mT)
-        near = torch.linspace(-spacing, spacing, EDGE_POINTS + 1, dtype=ends.dtype, device=ends.device)
-        at = (outermost[..., None] + near).flatten(2) % 4
-        spacing *= 2 / EDGE_POINTS
-        edge = at.long().clamp(max=3)  # 4 is the first corner, after rounding
-        index = edge[:, None].expand(-1, 2, -1, -1)
-        outline = torch.addcmul(ends.gather(3, index), steps.gather(3, index), (at - edge)[:, None])
-
-
-@constant
-def _edges(points: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Positions along the outline of a box, in edges from its first corner."""
-    return torch.arange(0, 4 * points, dtype=dtype, device=device) / points
+    corners = values.index_select(2, _corners(values.device)).view(*values.shape[:2], 2, 4).transpose(1, 2)
+    low, high, residual, _ = _extent(corners, Inverse(flow.to(values.dtype), size, smooth=smooth), turned=False)
+    return torch.cat([low, high], 1).mT, residual
 
 
 @torch.no_grad()
@@ -91,42 +61,66 @@ def warp_rotated_boxes(
         return corners, corners[..., 0, 0]
     corners = corners.to(torch.promote_types(corners.dtype, flow.dtype))
     inverse = Inverse(flow.to(corners.dtype), size, smooth=smooth)
-    start = torch.arange(4, dtype=corners.dtype, device=corners.device).expand(corners.shape[:-1])
-    one, two, three, four = _warp_outline(corners, start, inverse)[0].unbind(-2)
-    across, down = (two - one) + (three - four), (four - one) + (three - two)
-    # The direction of the width: the first edges as they are, the second ones turned back by a right angle.
-    u = across + torch.stack([down[..., 1], -down[..., 0]], dim=-1)
-    u = u / u.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    v = torch.stack([-u[..., 1], u[..., 0]], dim=-1)
-    low, high, residual = _extent(corners, torch.stack([u, v], dim=-1), inverse)
-    (left, top), (right, bottom) = low.unbind(-1), high.unbind(-1)
-    ends = [(left, top), (right, top), (right, bottom), (left, bottom)]
-    return torch.stack([a[..., None] * u + b[..., None] * v for a, b in ends], dim=-2), residual
+    low, high, residual, u = _extent(corners.permute(0, 3, 1, 2), inverse, turned=True)
+    (left, top), (right, bottom) = low.unbind(1), high.unbind(1)
+    along, across = torch.stack([left, right, right, left], -1), torch.stack([top, top, bottom, bottom], -1)
+    return torch.stack(_turned(along, across, u[:, 0, :, None], u[:, 1, :, None]), -1), residual
 
 
-def _extent(corners: Tensor, axes: Tensor, inverse: Inverse) -> tuple[Tensor, Tensor, Tensor]:
-    """Extent of warped boxes (B, N, 4, 2) along two axes, columns of (..., 2, 2); and the largest residual (B, N)."""
-    spacing = 1 / ROTATED_POINTS
-    at = torch.arange(0, 4, spacing, dtype=corners.dtype, device=corners.device).expand(*corners.shape[:2], -1)
-    near = torch.linspace(-1, 1, ROTATED_POINTS + 1, dtype=corners.dtype, device=corners.device)
-    worst = torch.zeros_like(corners[..., 0, 0])
-    for _ in range(3):
-        points, residual = _warp_outline(corners, at, inverse)
-        worst = torch.maximum(worst, residual.amax(dim=-1))
-        along = points @ axes
-        (low, lowest), (high, highest) = along.min(dim=-2), along.max(dim=-2)
-        # Again around the four outermost points, which `near` contains.
-        outermost = at.gather(-1, torch.cat([lowest, highest], dim=-1))
-        at = (outermost[..., None] + spacing * near).flatten(-2) % 4
-        spacing *= 2 / ROTATED_POINTS
-    return low, high, worst
+@constant
+def _corners(device: torch.device) -> Tensor:
+    """Which of (x1, y1, x2, y2) the corners' x and y are, clockwise from the top left."""
+    return torch.tensor([0, 2, 2, 0, 1, 1, 3, 3], device=device)
 
 
-def _warp_outline(corners: Tensor, at: Tensor, inverse: Inverse) -> tuple[Tensor, Tensor]:
-    """Points of boxes' edges (B, N, 4, 2), `at` (B, N, P) edges from the first corner: warped, and their residuals."""
-    edge = at.long().clamp(max=3)  # 4 is the first corner, after rounding
-    start, end = (c.gather(-2, edge[..., None].expand(-1, -1, -1, 2)) for c in (corners, corners.roll(-1, dims=-2)))
-    outline = torch.lerp(start, end, (at - edge)[..., None])
-    # A pixel's center is half a pixel inside its edge.
-    points, residual = inverse((outline.flatten(1, 2) - 0.5).mT)
-    return points.mT.reshape(outline.shape) + 0.5, residual.view(at.shape)
+@constant
+def _along(points: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Positions along an edge, from corner to corner."""
+    return torch.linspace(0, 1, points, dtype=dtype, device=device)
+
+
+def _turned(x: Tensor, y: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Planes of positions, turned by an angle."""
+    return x * cos - y * sin, x * sin + y * cos
+
+
+def _extent(corners: Tensor, inverse: Inverse, *, turned: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The extent of warped boxes.
+
+    Args:
+        corners: (B, 2, N, 4).
+        inverse: of the flow.
+        turned: whether along and across the direction of each warped box, not along x and y.
+
+    Returns:
+        The least and largest values (B, 2, N); the largest residual (B, N); and the directions (B, 2, N), of length 1.
+    """
+    start = corners - 0.5  # a pixel's center is half a pixel inside its edge
+    edges = start.roll(-1, 3) - start
+    longest, points, u = largest(edges), FEWEST, start[..., 0]
+    while longest > FAR * points and points < MOST:
+        points *= 2
+    while True:
+        at = _along(points, start.dtype, start.device)
+        q, residual = inverse(torch.addcmul(start[..., None], edges[..., None], at).flatten(3))
+        q = q.add_(0.5).unflatten(3, (4, points))
+        if turned:
+            one, two, three, four = q[..., 0].unbind(3)
+            x, y = ((two - one) + (three - four)).unbind(1)
+            # The second edges, turned back by a right angle.
+            down, left = ((four - one) + (three - two)).unbind(1)
+            u = torch.stack([x + left, y - down], 1)
+            u = u / u.norm(dim=1, keepdim=True).clamp(min=1e-12)
+            q = torch.stack(_turned(*q.unbind(1), u[:, 0, :, None, None], -u[:, 1, :, None, None]), 1)
+        low, high = q.amin((3, 4)), q.amax((3, 4))
+        if longest < NEAR * points or 4 * points > MOST or _beyond(q, low, high) <= EXTREME:
+            return low, high, residual.amax(2), u
+        points *= 4
+
+
+def _beyond(q: Tensor, low: Tensor, high: Tensor) -> float:
+    """How far the parabolas through three points in a row each, of (..., 4, P), reach beyond the extremes (...)."""
+    before, here, after = q[..., :-2], q[..., 1:-1], q[..., 2:]
+    slope, bend = after - before, (before + after).sub_(here, alpha=2)
+    peaks = here - torch.where(slope.abs() < 2 * bend.abs(), slope.square().div_(8 * bend), 0)
+    return float(torch.maximum(low - peaks.amin((-2, -1)), peaks.amax((-2, -1)) - high).max())

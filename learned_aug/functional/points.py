@@ -1,4 +1,4 @@
-"""Points through a flow: its inverse once on a lattice, then a few look-ups for all points at a time."""
+"""Points through a flow: its inverse by Newton's method, for all points at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from learned_aug.functional.fields import at_least_float32, constant, interpolat
 __all__ = ["Inverse", "warp_points"]
 
 TOLERANCE = 5e-4  # pixels
-LOST = 0.02  # pixels: beyond, a point is sought anew, slowly
+LOST = 0.02  # pixels: beyond, a point is sought anew, from the nearest source
+STEPS = 8  # of Newton's method: three or four are usual
+LEAST = 0.2  # of the determinant of a step: near folds a full step leads far away
 
 
 @torch.no_grad()
@@ -38,54 +40,48 @@ def warp_points(
     if not points.shape[1]:
         return values, values[..., 0]
     dtype = torch.promote_types(values.dtype, flow.dtype)
-    q, residual = Inverse(flow.to(dtype), size, smooth=smooth)(values.to(dtype).mT)
-    return q.mT, residual
+    q, residual = Inverse(flow.to(dtype), size, smooth=smooth)(values.to(dtype).mT[:, :, None])
+    return q[:, :, 0].mT, residual[:, 0]
 
 
-def _read(field: Tensor, at: Tensor) -> Tensor:
-    """Planes (B, 2, N) of a field (B, 2, H, W) at planes of positions (B, 2, N), -1 and 1 on the border points."""
-    return torch.grid_sampler_2d(field, at.unsqueeze(2).permute(0, 2, 3, 1), 0, 1, True).squeeze(2)
-
-
-def _continued(field: Tensor) -> Tensor:
+def _continued(field: Tensor, dim: int) -> Tensor:
     """One more point on each side, on the line through the last two."""
-    for dim in (-2, -1):
-        n = field.shape[dim]
-        first, last = field.narrow(dim, 0, 1), field.narrow(dim, n - 1, 1)
-        before, after = field.narrow(dim, min(1, n - 1), 1), field.narrow(dim, max(0, n - 2), 1)
-        field = torch.cat([2 * first - before, field, 2 * last - after], dim)
-    return field
+    n = field.shape[dim]
+    first, last = field.narrow(dim, 0, 1), field.narrow(dim, n - 1, 1)
+    before, after = field.narrow(dim, min(1, n - 1), 1), field.narrow(dim, max(0, n - 2), 1)
+    return torch.cat([2 * first - before, field, 2 * last - after], dim)
 
 
-@constant
-def _lattice(side: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Planes (1, 2, side^2) of positions from -1 to 1; and the transpose of them, by their squared length."""
-    line = torch.linspace(-1, 1, side, dtype=dtype, device=device)
-    p = torch.stack(torch.meshgrid(line, line, indexing="xy")).flatten(1)[None]
-    return p, p.mT / p.square().sum(2).mean()
+def _slopes(field: Tensor, dim: int) -> Tensor:
+    """Slopes of a field along a dimension whose points span -1 to 1; 0 at its ends, beyond which it is constant."""
+    n = field.shape[dim]
+    inner = (field.narrow(dim, 2, n - 2) - field.narrow(dim, 0, n - 2)) * ((n - 1) / 4)
+    end = torch.zeros_like(field.narrow(dim, 0, 1))
+    return torch.cat([end, inner, end], dim)
 
 
 @constant
 def _unit(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What a pixel is in units of -1 to 1 over the pixels from -1 to W and -1 to H, (2, 1)."""
-    return torch.tensor([[2 / (width + 1)], [2 / (height + 1)]], dtype=dtype, device=device)
+    """What a pixel is in units of -1 to 1 over the pixels from -1 to W and -1 to H, (2, 1, 1)."""
+    return torch.tensor([[[2 / (width + 1)]], [[2 / (height + 1)]]], dtype=dtype, device=device)
 
 
 @constant
-def _continued_bases(
+def _bases(
     h: int, w: int, height: int, width: int, smooth: bool, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The matrices of :func:`interpolation`, with one more position on each side."""
+    """The matrices of :func:`interpolation`, with one more position on each side, and then those of the slopes."""
     rows, columns = interpolation(h, w, height, width, smooth, torch.float64, device)
-    rows, columns = (_continued(m[None])[0] for m in (rows, columns))
-    return rows[:, 1:-1].to(dtype).contiguous(), columns[1:-1].to(dtype).contiguous()
+    rows, columns = _continued(rows, 0), _continued(columns, 1)
+    rows, columns = torch.cat([rows, _slopes(rows, 0)]), torch.cat([columns, _slopes(columns, 1)], 1)
+    return rows.to(dtype), columns.to(dtype)
 
 
 class Inverse:
     """The inverse of s(q) = q + d(q), in units of -1 to 1 over the pixels from -1 to W and -1 to H.
 
-    `back` is a displacement on a lattice with p + back(p) near the q of s(q) = p. A point is then found by
-    q <- q + T(p) - T(s(q)) with T = identity + back, which gains a digit or two each time: T s is nearly the identity.
+    `fields`, (B, 6, H + 2, W + 2), are d and the two columns of the negative inverse of the Jacobian of s: what a step
+    of Newton's method reads.
 
     Args:
         flow: (B, 2, H, W), pixels; or
@@ -93,133 +89,84 @@ class Inverse:
     """
 
     def __init__(self, flow: Tensor, size: tuple[int, int] | None = None, smooth: bool = True) -> None:
+        flow = at_least_float32(flow)
         points = flow.shape[-2], flow.shape[-1]
         height, width = size or points
-        self.size = None if size == points else size
-        self.coarse, self.smooth = at_least_float32(flow), smooth
-        self.unit = _unit(height, width, self.coarse.dtype, flow.device)
-        if self.size is None:
-            self.flow = _continued(self.coarse) * self.unit[..., None]
-        else:
-            rows, columns = _continued_bases(*points, height, width, smooth, self.coarse.dtype, flow.device)
-            self.flow = rows @ (self.coarse * self.unit[..., None] @ columns)
+        self.unit = _unit(height, width, flow.dtype, flow.device)
         self.tolerance = TOLERANCE * 2 / (max(height, width) + 1)
-        side = min(129, max(17, math.ceil(max(height, width) / 4)))
-        p, inverse = _lattice(side, self.flow.dtype, flow.device)
-        d = _read(self.flow, p.expand(len(flow), -1, -1))
-        # The affine map nearest to s: positions on the lattice have mean 0 and are uncorrelated.
-        matrix = d @ inverse
-        matrix.diagonal(dim1=1, dim2=2).add_(1)
-        minus = -torch.linalg.inv(matrix)
-        q = torch.baddbmm(p, minus, d)
-        for k in range(24):
-            r = q + _read(self.flow, q) - p
-            if k > 3 and not r.abs().max() > 80 * self.tolerance:
-                break
-            q = torch.baddbmm(q, minus, r)
-        back = q - p
-        if k == 23:  # where that has not converged, any start is as good; it is sought anew if needed
-            back = torch.where(r.abs().amax(1, keepdim=True) < 4000 * self.tolerance, back, -d)
-        self.back = back.view(len(flow), 2, side, side)
+        d = flow * self.unit
+        if (height, width) == points:
+            d = _continued(_continued(d, -1), -2)
+            across, down = _slopes(d, -1), _slopes(d, -2)
+        else:
+            rows, columns = _bases(*points, height, width, smooth, d.dtype, d.device)
+            d = rows @ (d @ columns)
+            (d, across), (down, _) = (half.split(width + 2, 3) for half in d.split(height + 2, 2))
+        (xx, yx), (xy, yy) = across.unbind(1), down.unbind(1)
+        xx, yy = xx + 1, yy + 1
+        det = xx * yy - xy * yx
+        det = det.abs().clamp_(min=LEAST).copysign_(det)
+        self.fields = torch.cat([d, torch.stack([-yy, yx, xy, -xx], 1).div_(det[:, None])], 1)
+        self.mean = self.fields[..., 1:-1, 1:-1].mean((2, 3))[..., None, None]
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Find where points appear, (B, 2, N), pixels, and how far s is from them there, (B, N)."""
+        """Find where points appear, (B, 2, M, N), pixels, and how far s is from them there, (B, M, N)."""
         p = torch.addcmul(self.unit - 1, points, self.unit)
-        start = p + _read(self.back, p)
-        q = start
-        for k in range(7):
-            s = q + _read(self.flow, q)
-            if k == 6 or (k > 1 and not (s - p).abs().max() > self.tolerance):
+        offset, first, second = self.mean.split(2, 1)
+        x, y = (offset - p).split(1, 1)
+        q = torch.addcmul(first * x, second, y)
+        for k in range(STEPS + 1):
+            error, step = self._look(q, p)
+            if k == STEPS or (k > 1 and largest(error) <= self.tolerance):
                 break
-            q = q + start - (s + _read(self.back, s))
-        q, residual = (q + 1) / self.unit - 1, torch.hypot(*((s - p) / self.unit).unbind(1))
-        if k == 6 and (lost := residual > LOST).any():
-            self._seek(points, q, residual, lost)
-        return q, residual
+            q = q + step
+        residual = torch.hypot(*(error / self.unit).unbind(1))
+        if k == STEPS and (lost := residual > LOST).any():
+            self._seek(p, q, residual, lost)
+        return (q + 1) / self.unit - 1, residual
 
-    def dense(self) -> Tensor:
-        """The flow (B, 2, H, W), pixels."""
-        return self.flow[..., 1:-1, 1:-1] / self.unit[..., None]
-
-    def bend(self) -> float:
-        """A bound of the second differences of the flow, pixels for each pixel squared: near 0 between kinks."""
-        if self.size is None:
-            return _bend(self.coarse)
-        cell = (min(self.size) - 1) / (max(self.coarse.shape[-2:]) - 1)
-        return _bend(self.coarse) / (cell**2 if self.smooth else max(cell, 1))
-
-    def _seek(self, points: Tensor, q: Tensor, residual: Tensor, lost: Tensor) -> None:
-        """The lost ones by Newton's method from the nearest source; folds have no better answer."""
-        for b in lost.any(1).nonzero()[:, 0].tolist():
-            index = lost[b].nonzero()[:, 0]
-            for some in index.split(2**14):
-                found, left = _newton(points[b : b + 1, :, some].mT, self.dense()[b : b + 1])
-                better = left[0] < residual[b, some]
-                q[b, :, some] = torch.where(better, found[0].mT.to(q.dtype), q[b, :, some])
-                residual[b, some] = torch.where(better, left[0].to(q.dtype), residual[b, some])
-
-
-def _bend(flow: Tensor) -> float:
-    """The largest second difference of a flow, along and across, pixels for each pixel squared."""
-    most = 0.0
-    for dims in ((-1, -1), (-2, -2), (-1, -2)):
-        second = flow
-        for dim in dims:
-            second = second.diff(dim=dim)
-        if second.numel():
-            low, high = second.aminmax()
-            most = max(most, -float(low), float(high))
-    return most
-
-
-def _newton(points: Tensor, flow: Tensor, steps: int = 16) -> tuple[Tensor, Tensor]:
-    """The same by Newton's method, slowly, for points that are hard to find.
-
-    The start is the nearest source among at most 32 x 32 output pixels; the Jacobian is that of the bilinear cell.
-    """
-    p = points.to(torch.promote_types(torch.promote_types(points.dtype, flow.dtype), torch.float32))
-    flow = flow.to(p.dtype)
-    height, width = flow.shape[-2:]
-    stride = math.ceil(max(height, width) / 32)
-    y, x = (torch.arange(0, n, stride, dtype=p.dtype, device=p.device) for n in (height, width))
-    pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).view(1, -1, 2)
-    sources = pixels + flow[:, :, ::stride, ::stride].flatten(2).mT
-    nearest = torch.cdist(p, sources).argmin(dim=-1, keepdim=True)
-    q = pixels.expand(len(p), -1, -1).gather(1, nearest.expand(-1, -1, 2))
-    best, residual = q, torch.full_like(p[..., 0], math.inf)
-    for _ in range(steps + 1):
-        d, dx, dy = _flow_at(flow, q)
+    def _look(self, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        """How far s is from p at q, (B, 2, M, N), and the step of Newton's method from there."""
+        d, first, second = torch.grid_sampler_2d(self.fields, q.permute(0, 2, 3, 1), 0, 1, True).split(2, 1)
         error = q + d - p
-        length = error.norm(dim=-1)
-        better = length < residual
-        best, residual = torch.where(better[..., None], q, best), torch.where(better, length, residual)
-        if not (residual > 1e-4).any():
-            break
-        # The inverse of the 2x2 matrix whose columns are (1, 0) + dx and (0, 1) + dy.
-        a, b, c, e = 1 + dx[..., 0], dy[..., 0], dx[..., 1], 1 + dy[..., 1]
-        det = a * e - b * c
-        step = torch.stack([e * error[..., 0] - b * error[..., 1], a * error[..., 1] - c * error[..., 0]], dim=-1)
-        # Where the flow is about to fold the plain fixed-point step is the safer one.
-        q = q - torch.where(det.abs()[..., None] > 0.05, step / det[..., None], error)
-    return best, residual
+        x, y = error.split(1, 1)
+        return error, torch.addcmul(first * x, second, y)
+
+    def _seek(self, p: Tensor, q: Tensor, residual: Tensor, lost: Tensor) -> None:
+        """Seek lost points anew from the nearest of at most 32 x 32 sources; folds have no better answer."""
+        height, width = self.fields.shape[-2:]
+        stride = math.ceil(max(height, width) / 32)
+        d = self.fields[:, :2, ::stride, ::stride]
+        line = [torch.linspace(-1, 1, n, dtype=p.dtype, device=p.device)[::stride] for n in (width, height)]
+        grid = torch.stack(torch.meshgrid(*line, indexing="xy")).flatten(1)
+        for b in lost.any(2).any(1).nonzero()[:, 0].tolist():
+            here = lost[b]
+            for target in p[b][:, here].split(2**14, 1):
+                pass
+            target = p[b][:, here]
+            sources = grid + d[b].flatten(1)
+            nearest = torch.cdist(target.mT, sources.mT).argmin(1)
+            one = Inverse.__new__(Inverse)
+            one.fields = self.fields[b : b + 1]
+            target = target[None, :, None]
+            best = grid[:, nearest][None, :, None]
+            error, step = one._look(best, target)
+            left = error.square().sum(1, keepdim=True)
+            for _ in range(12):
+                trial = best + step
+                error, new = one._look(trial, target)
+                length = error.square().sum(1, keepdim=True)
+                better = length < left
+                best, left = torch.where(better, trial, best), torch.where(better, length, left)
+                step = torch.where(better, new, step / 4)
+            error, _ = one._look(best, target)
+            left = torch.hypot(*(error / self.unit)[0].unbind(0))[0]
+            better = left < residual[b][here]
+            q[b][:, here] = torch.where(better, best[0, :, 0], q[b][:, here])
+            residual[b][here] = torch.where(better, left, residual[b][here])
 
 
-def _flow_at(flow: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Flow at q (B, N, 2), and its derivatives by x and by y: (B, N, 2) each."""
-    height, width = flow.shape[-2:]
-    inside = torch.stack([q[..., 0].clamp(-1, width), q[..., 1].clamp(-1, height)], dim=-1)
-    x0 = inside[..., 0].floor().long().clamp(0, max(0, width - 2))
-    y0 = inside[..., 1].floor().long().clamp(0, max(0, height - 2))
-    x1, y1 = (x0 + 1).clamp(max=width - 1), (y0 + 1).clamp(max=height - 1)
-    fx, fy = (inside[..., 0] - x0)[..., None], (inside[..., 1] - y0)[..., None]
-    values = flow.flatten(2).mT
-
-    def at(y: Tensor, x: Tensor) -> Tensor:
-        return values.gather(1, (y * width + x)[..., None].expand(-1, -1, 2))
-
-    top, bottom = at(y0, x0), at(y1, x0)
-    top_slope, bottom_slope = at(y0, x1) - top, at(y1, x1) - bottom
-    slope = torch.lerp(top_slope, bottom_slope, fy)
-    top, bottom = top + top_slope * fx, bottom + bottom_slope * fx
-    free = inside == q
-    return torch.lerp(top, bottom, fy), slope * free[..., :1], (bottom - top) * free[..., 1:]
+def largest(values: Tensor) -> float:
+    """The largest absolute value."""
+    low, high = values.aminmax()
+    return max(float(high), -float(low))
