@@ -14,7 +14,7 @@ __all__ = ["Inverse", "warp_points"]
 TOLERANCE = 5e-4  # pixels
 LOST = 0.02  # pixels: beyond, a point is sought anew, from the nearest source
 STEPS = 8  # of Newton's method: three or four are usual
-LEAST = 0.2  # of the determinant of a step: near folds a full step leads far away
+LEAST = 0.05  # of the determinant of a step: near folds a full step leads far away
 
 
 @torch.no_grad()
@@ -69,12 +69,27 @@ def _unit(height: int, width: int, dtype: torch.dtype, device: torch.device) -> 
 @constant
 def _bases(
     h: int, w: int, height: int, width: int, smooth: bool, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The matrices of :func:`interpolation`, with one more position on each side, and then those of the slopes."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which component, rows and columns make the planes of :func:`_planes` of a flow at h x w points, in pixels."""
     rows, columns = interpolation(h, w, height, width, smooth, torch.float64, device)
     rows, columns = _continued(rows, 0), _continued(columns, 1)
-    rows, columns = torch.cat([rows, _slopes(rows, 0)]), torch.cat([columns, _slopes(columns, 1)], 1)
-    return rows.to(dtype), columns.to(dtype)
+    down, across = _slopes(rows, 0), _slopes(columns, 1)
+    component = torch.tensor([0, 1, 1, 1, 0, 0], device=device)
+    unit = _unit(height, width, torch.float64, device)[component]
+    rows = torch.stack([rows, rows, -down, rows, down, -rows]) * unit
+    return component, rows.to(dtype), torch.stack([columns, columns, columns, across, columns, across]).to(dtype)
+
+
+def _planes(d: Tensor) -> Tensor:
+    """x and y of a flow, and the columns of the negative adjugate of its Jacobian, (B, 6, H, W)."""
+    (xx, yx), (xy, yy) = _slopes(d, -1).unbind(1), _slopes(d, -2).unbind(1)
+    return torch.cat([d, torch.stack([-yy, yx, xy, -xx], 1)], 1)
+
+
+@constant
+def _identity(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What the identity adds to :func:`_planes`, (6, 1, 1)."""
+    return torch.tensor([0, 0, -1, 0, 0, -1], dtype=dtype, device=device)[:, None, None]
 
 
 class Inverse:
@@ -94,25 +109,21 @@ class Inverse:
         height, width = size or points
         self.unit = _unit(height, width, flow.dtype, flow.device)
         self.tolerance = TOLERANCE * 2 / (max(height, width) + 1)
-        d = flow * self.unit
         if (height, width) == points:
-            d = _continued(_continued(d, -1), -2)
-            across, down = _slopes(d, -1), _slopes(d, -2)
+            planes = _planes(_continued(_continued(flow * self.unit, -1), -2))
         else:
-            rows, columns = _bases(*points, height, width, smooth, d.dtype, d.device)
-            d = rows @ (d @ columns)
-            (d, across), (down, _) = (half.split(width + 2, 3) for half in d.split(height + 2, 2))
-        (xx, yx), (xy, yy) = across.unbind(1), down.unbind(1)
-        xx, yy = xx + 1, yy + 1
-        det = xx * yy - xy * yx
-        det = det.abs().clamp_(min=LEAST).copysign_(det)
-        self.fields = torch.cat([d, torch.stack([-yy, yx, xy, -xx], 1).div_(det[:, None])], 1)
-        self.mean = self.fields[..., 1:-1, 1:-1].mean((2, 3))[..., None, None]
+            component, rows, columns = _bases(*points, height, width, smooth, flow.dtype, flow.device)
+            planes = rows @ (flow.index_select(1, component) @ columns)
+        planes.add_(_identity(flow.dtype, flow.device))
+        _, _, a, b, c, d = planes.unbind(1)
+        det = torch.addcmul(a * d, b, c, value=-1)
+        planes[:, 2:].div_(det.abs().clamp_(min=LEAST).copysign_(det)[:, None])
+        self.fields = planes
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Find where points appear, (B, 2, M, N), pixels, and how far s is from them there, (B, M, N)."""
         p = torch.addcmul(self.unit - 1, points, self.unit)
-        offset, first, second = self.mean.split(2, 1)
+        offset, first, second = self.fields.mean((2, 3), keepdim=True).split(2, 1)
         x, y = (offset - p).split(1, 1)
         q = torch.addcmul(first * x, second, y)
         for k in range(STEPS + 1):
