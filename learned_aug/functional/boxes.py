@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from learned_aug.functional.fields import at_least_float32, constant, without_autocast
@@ -37,7 +38,7 @@ def warp_boxes(
     values = values.to(torch.promote_types(values.dtype, flow.dtype))
     corners = values.index_select(2, _corners(values.device)).view(*values.shape[:2], 2, 4).transpose(1, 2)
     low, high, residual, _ = _extent(corners, Inverse(flow.to(values.dtype), size, smooth=smooth), turned=False)
-    return torch.cat([low, high], 1).mT, residual
+    return torch.cat([low, high], 1).mT + 0.5, residual
 
 
 @torch.no_grad()
@@ -64,7 +65,7 @@ def warp_rotated_boxes(
     low, high, residual, u = _extent(corners.permute(0, 3, 1, 2), inverse, turned=True)
     (left, top), (right, bottom) = low.unbind(1), high.unbind(1)
     along, across = torch.stack([left, right, right, left], -1), torch.stack([top, top, bottom, bottom], -1)
-    return torch.stack(_turned(along, across, u[:, 0, :, None], u[:, 1, :, None]), -1), residual
+    return torch.stack(_turned(along, across, u[:, 0, :, None], u[:, 1, :, None]), -1) + 0.5, residual
 
 
 @constant
@@ -74,9 +75,17 @@ def _corners(device: torch.device) -> Tensor:
 
 
 @constant
-def _along(points: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Positions along an edge, from corner to corner."""
-    return torch.linspace(0, 1, points, dtype=dtype, device=device)
+def _outline(points: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What the four corners add to the points of the edges, from corner to corner, (4, 4 * points)."""
+    t, corner = torch.linspace(0, 1, points, dtype=dtype, device=device), torch.eye(4, dtype=dtype, device=device)
+    return torch.lerp(corner[..., None], corner.roll(1, 0)[..., None], t).flatten(1)
+
+
+@constant
+def _between(points: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What points in a row add to a cubic through them at four times as many places."""
+    eye = torch.eye(points, dtype=dtype, device=device)[None, None]
+    return F.interpolate(eye, (points, 4 * points - 3), mode="bicubic", align_corners=True)[0, 0]
 
 
 def _turned(x: Tensor, y: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,15 +104,13 @@ def _extent(corners: Tensor, inverse: Inverse, *, turned: bool) -> tuple[Tensor,
     Returns:
         The least and largest values (B, 2, N); the largest residual (B, N); and the directions (B, 2, N), of length 1.
     """
-    start = corners - 0.5  # a pixel's center is half a pixel inside its edge
-    edges = start.roll(-1, 3) - start
-    longest, points, u = largest(edges), FEWEST, start[..., 0]
+    corners = corners - 0.5  # a pixel's center is half a pixel inside its edge
+    longest, points, u = largest(corners.diff(dim=3)), FEWEST, corners[..., 0]
     while longest > FAR * points and points < MOST:
         points *= 2
     while True:
-        at = _along(points, start.dtype, start.device)
-        q, residual = inverse(torch.addcmul(start[..., None], edges[..., None], at).flatten(3))
-        q = q.add_(0.5).unflatten(3, (4, points))
+        q, residual = inverse(corners @ _outline(points, corners.dtype, corners.device))
+        q = q.unflatten(3, (4, points))
         if turned:
             one, two, three, four = q[..., 0].unbind(3)
             x, y = ((two - one) + (three - four)).unbind(1)
@@ -119,8 +126,6 @@ def _extent(corners: Tensor, inverse: Inverse, *, turned: bool) -> tuple[Tensor,
 
 
 def _beyond(q: Tensor, low: Tensor, high: Tensor) -> float:
-    """How far the parabolas through three points in a row each, of (..., 4, P), reach beyond the extremes (...)."""
-    before, here, after = q[..., :-2], q[..., 1:-1], q[..., 2:]
-    slope, bend = after - before, (before + after).sub_(here, alpha=2)
-    peaks = here - torch.where(slope.abs() < 2 * bend.abs(), slope.square().div_(8 * bend), 0)
-    return float(torch.maximum(low - peaks.amin((-2, -1)), peaks.amax((-2, -1)) - high).max())
+    """How far cubics through points in a row, (..., 4, P), reach beyond the extremes of the points, (...)."""
+    curves = q @ _between(q.shape[-1], q.dtype, q.device)
+    return float(torch.maximum(low - curves.amin((-2, -1)), curves.amax((-2, -1)) - high).max())

@@ -61,9 +61,13 @@ def _slopes(field: Tensor, dim: int) -> Tensor:
 
 
 @constant
-def _unit(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What a pixel is in units of -1 to 1 over the pixels from -1 to W and -1 to H, (2, 1, 1)."""
-    return torch.tensor([[[2 / (width + 1)]], [[2 / (height + 1)]]], dtype=dtype, device=device)
+def _units(height: int, width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """A pixel and pixel 0 in units of -1 to 1 over the pixels from -1 to W and -1 to H, and what 1 and 0 are in pixels.
+
+    Four of (2, 1, 1).
+    """
+    size = torch.tensor([width, height], dtype=torch.float64, device=device)[:, None, None]
+    return tuple(x.to(dtype) for x in (2 / (size + 1), 2 / (size + 1) - 1, (size + 1) / 2, (size - 1) / 2))
 
 
 @constant
@@ -75,8 +79,8 @@ def _bases(
     rows, columns = _continued(rows, 0), _continued(columns, 1)
     down, across = _slopes(rows, 0), _slopes(columns, 1)
     component = torch.tensor([0, 1, 1, 1, 0, 0], device=device)
-    unit = _unit(height, width, torch.float64, device)[component]
-    rows = torch.stack([rows, rows, -down, rows, down, -rows]) * unit
+    pixel = _units(height, width, torch.float64, device)[0][component]
+    rows = torch.stack([rows, rows, -down, rows, down, -rows]) * pixel
     return component, rows.to(dtype), torch.stack([columns, columns, columns, across, columns, across]).to(dtype)
 
 
@@ -107,10 +111,10 @@ class Inverse:
         flow = at_least_float32(flow)
         points = flow.shape[-2], flow.shape[-1]
         height, width = size or points
-        self.unit = _unit(height, width, flow.dtype, flow.device)
+        self.units = _units(height, width, flow.dtype, flow.device)
         self.tolerance = TOLERANCE * 2 / (max(height, width) + 1)
         if (height, width) == points:
-            planes = _planes(_continued(_continued(flow * self.unit, -1), -2))
+            planes = _planes(_continued(_continued(flow * self.units[0], -1), -2))
         else:
             component, rows, columns = _bases(*points, height, width, smooth, flow.dtype, flow.device)
             planes = rows @ (flow.index_select(1, component) @ columns)
@@ -119,62 +123,56 @@ class Inverse:
         det = torch.addcmul(a * d, b, c, value=-1)
         planes[:, 2:].div_(det.abs().clamp_(min=LEAST).copysign_(det)[:, None])
         self.fields = planes
+        self.mean = planes.mean((2, 3), keepdim=True)
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Find where points appear, (B, 2, M, N), pixels, and how far s is from them there, (B, M, N)."""
-        p = torch.addcmul(self.unit - 1, points, self.unit)
-        offset, first, second = self.fields.mean((2, 3), keepdim=True).split(2, 1)
+        pixel, zero, one, center = self.units
+        p = torch.addcmul(zero, points, pixel)
+        offset, first, second = self.mean.split(2, 1)
         x, y = (offset - p).split(1, 1)
         q = torch.addcmul(first * x, second, y)
         for k in range(STEPS + 1):
-            error, step = self._look(q, p)
+            error, step = _look(self.fields, q, p)
             if k == STEPS or (k > 1 and largest(error) <= self.tolerance):
                 break
             q = q + step
-        residual = torch.hypot(*(error / self.unit).unbind(1))
-        if k == STEPS and (lost := residual > LOST).any():
-            self._seek(p, q, residual, lost)
-        return (q + 1) / self.unit - 1, residual
+        residual = torch.hypot(*(error * one).unbind(1))
+        if k == STEPS:
+            for b in (residual > LOST).flatten(1).any(1).nonzero()[:, 0].tolist():
+                self._seek(b, p[b], q[b], residual[b])
+        return torch.addcmul(center, q, one), residual
 
-    def _look(self, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        """How far s is from p at q, (B, 2, M, N), and the step of Newton's method from there."""
-        d, first, second = torch.grid_sampler_2d(self.fields, q.permute(0, 2, 3, 1), 0, 1, True).split(2, 1)
-        error = q + d - p
-        x, y = error.split(1, 1)
-        return error, torch.addcmul(first * x, second, y)
-
-    def _seek(self, p: Tensor, q: Tensor, residual: Tensor, lost: Tensor) -> None:
-        """Seek lost points anew from the nearest of at most 32 x 32 sources; folds have no better answer."""
-        height, width = self.fields.shape[-2:]
-        stride = math.ceil(max(height, width) / 32)
-        d = self.fields[:, :2, ::stride, ::stride]
-        line = [torch.linspace(-1, 1, n, dtype=p.dtype, device=p.device)[::stride] for n in (width, height)]
-        grid = torch.stack(torch.meshgrid(*line, indexing="xy")).flatten(1)
-        for b in lost.any(2).any(1).nonzero()[:, 0].tolist():
-            here = lost[b]
-            for target in p[b][:, here].split(2**14, 1):
-                pass
-            target = p[b][:, here]
-            sources = grid + d[b].flatten(1)
-            nearest = torch.cdist(target.mT, sources.mT).argmin(1)
-            one = Inverse.__new__(Inverse)
-            one.fields = self.fields[b : b + 1]
-            target = target[None, :, None]
-            best = grid[:, nearest][None, :, None]
-            error, step = one._look(best, target)
-            left = error.square().sum(1, keepdim=True)
-            for _ in range(12):
-                trial = best + step
-                error, new = one._look(trial, target)
-                length = error.square().sum(1, keepdim=True)
+    def _seek(self, b: int, p: Tensor, q: Tensor, residual: Tensor) -> None:
+        """Seek the lost points of a sample anew, from the nearest of at most 32 x 32 sources; a fold may have none."""
+        fields, (_, _, one, _) = self.fields[b : b + 1], self.units
+        stride = math.ceil(max(fields.shape[-2:]) / 32)
+        y, x = (torch.linspace(-1, 1, n, dtype=p.dtype, device=p.device)[::stride] for n in fields.shape[-2:])
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy")).flatten(1)
+        sources = grid + fields[0, :2, ::stride, ::stride].flatten(1)
+        for index in (residual > LOST).flatten().nonzero()[:, 0].split(2**14):
+            target = p.flatten(1)[:, index]
+            best = grid[:, torch.cdist(target.mT, sources.mT).argmin(1)]
+            error, step = _look(fields, best[None, :, None], target[None, :, None])
+            left = torch.hypot(*(error * one)[0, :, 0])
+            for _ in range(STEPS):
+                error, next_step = _look(fields, best[None, :, None] + step, target[None, :, None])
+                length = torch.hypot(*(error * one)[0, :, 0])
                 better = length < left
-                best, left = torch.where(better, trial, best), torch.where(better, length, left)
-                step = torch.where(better, new, step / 4)
-            error, _ = one._look(best, target)
-            left = torch.hypot(*(error / self.unit)[0].unbind(0))[0]
-            better = left < residual[b][here]
-            q[b][:, here] = torch.where(better, best[0, :, 0], q[b][:, here])
-            residual[b][here] = torch.where(better, left, residual[b][here])
+                best = torch.where(better, best + step[0, :, 0], best)
+                left = torch.minimum(left, length)
+                step = torch.where(better, next_step, step / 4)
+            better = left < residual.flatten()[index]
+            q.view(2, -1)[:, index[better]] = best[:, better]
+            residual.view(-1)[index[better]] = left[better]
+
+
+def _look(fields: Tensor, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    """How far s is from p at q, (B, 2, M, N), and the step of Newton's method from there."""
+    d, first, second = torch.grid_sampler_2d(fields, q.permute(0, 2, 3, 1), 0, 1, True).split(2, 1)  # border
+    error = q + d - p
+    x, y = error.split(1, 1)
+    return error, torch.addcmul(first * x, second, y)
 
 
 def largest(values: Tensor) -> float:
