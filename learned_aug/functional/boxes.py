@@ -11,9 +11,9 @@ from learned_aug.functional.points import Inverse, largest
 
 __all__ = ["warp_boxes", "warp_rotated_boxes"]
 
-FEWEST, MOST = 16, 1024  # points of an edge
-FAR, NEAR = 3.0, 0.5  # pixels between points of an edge: at first at most, and when there are enough whatever they show
-EXTREME = 0.03  # pixels that the extremes of an edge may be beyond its points
+FEWEST, MOST = 16, 256  # points of an edge
+FAR = 3.0  # pixels between them at most, unless that takes more points; around the outermost ones a sixteenth
+EXTREME = 0.03  # pixels that an edge may reach beyond its points
 
 
 @torch.no_grad()
@@ -64,8 +64,8 @@ def warp_rotated_boxes(
     inverse = Inverse(flow.to(corners.dtype), size, smooth=smooth)
     low, high, residual, u = _extent(corners.permute(0, 3, 1, 2), inverse, turned=True)
     (left, top), (right, bottom) = low.unbind(1), high.unbind(1)
-    along, across = torch.stack([left, right, right, left], -1), torch.stack([top, top, bottom, bottom], -1)
-    return torch.stack(_turned(along, across, u[:, 0, :, None], u[:, 1, :, None]), -1) + 0.5, residual
+    ends = torch.stack([torch.stack([left, right, right, left], -1), torch.stack([top, top, bottom, bottom], -1)], 1)
+    return _turned(ends, u, 1).permute(0, 2, 3, 1) + 0.5, residual
 
 
 @constant
@@ -75,10 +75,14 @@ def _corners(device: torch.device) -> Tensor:
 
 
 @constant
-def _outline(points: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What the four corners add to the points of the edges, from corner to corner, (4, 4 * points)."""
+def _outline(points: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What the four corners add to the points of the edges, from corner to corner, (4, 4 * points).
+
+    And where these are, in edges from the first corner.
+    """
     t, corner = torch.linspace(0, 1, points, dtype=dtype, device=device), torch.eye(4, dtype=dtype, device=device)
-    return torch.lerp(corner[..., None], corner.roll(1, 0)[..., None], t).flatten(1)
+    weights = torch.lerp(corner[..., None], corner.roll(1, 0)[..., None], t)
+    return weights.flatten(1), (torch.arange(4, dtype=dtype, device=device)[:, None] + t).flatten()
 
 
 @constant
@@ -88,9 +92,10 @@ def _between(points: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return F.interpolate(eye, (points, 4 * points - 3), mode="bicubic", align_corners=True)[0, 0]
 
 
-def _turned(x: Tensor, y: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Planes of positions, turned by an angle."""
-    return x * cos - y * sin, x * sin + y * cos
+def _turned(q: Tensor, u: Tensor, sign: int) -> Tensor:
+    """Positions (B, 2, N, K), turned with (1) or against (-1) the directions u (B, 2, N)."""
+    (x, y), (cos, sin) = q.unbind(1), u[..., None].unbind(1)
+    return torch.stack([x * cos - sign * y * sin, y * cos + sign * x * sin], 1)
 
 
 def _extent(corners: Tensor, inverse: Inverse, *, turned: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -108,24 +113,33 @@ def _extent(corners: Tensor, inverse: Inverse, *, turned: bool) -> tuple[Tensor,
     longest, points, u = largest(corners.diff(dim=3)), FEWEST, corners[..., 0]
     while longest > FAR * points and points < MOST:
         points *= 2
-    while True:
-        q, residual = inverse(corners @ _outline(points, corners.dtype, corners.device))
-        q = q.unflatten(3, (4, points))
+    outline, at = _outline(points, corners.dtype, corners.device)
+    q, residual = inverse(corners @ outline)
+    if turned:
+        one, two, three, four = q[..., ::points].unbind(3)
+        x, y = ((two - one) + (three - four)).unbind(1)
+        # The second edges, turned back by a right angle.
+        down, left = ((four - one) + (three - two)).unbind(1)
+        u = torch.stack([x + left, y - down], 1)
+        u = u / u.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        q = _turned(q, u, -1)
+    low, high, residual = q.amin(3), q.amax(3), residual.amax(2)
+    if _beyond(q.unflatten(3, (4, points)), low, high) > EXTREME:
+        # Again, around the outermost points.
+        near = torch.linspace(-1, 1, 2 * FEWEST + 1, dtype=at.dtype, device=at.device) / (points - 1)
+        at = at[torch.cat([q.argmin(3), q.argmax(3)], 1).mT]
+        at = (at[..., None] + near).flatten(2) % 4
+        edge = at.long().clamp(max=3)  # 4 is the first corner, after rounding
+        index = edge[:, None].expand(-1, 2, -1, -1)
+        start, end = (c.gather(3, index) for c in (corners, corners.roll(-1, 3)))
+        q, again = inverse(torch.lerp(start, end, (at - edge)[:, None]))
         if turned:
-            one, two, three, four = q[..., 0].unbind(3)
-            x, y = ((two - one) + (three - four)).unbind(1)
-            # The second edges, turned back by a right angle.
-            down, left = ((four - one) + (three - two)).unbind(1)
-            u = torch.stack([x + left, y - down], 1)
-            u = u / u.norm(dim=1, keepdim=True).clamp(min=1e-12)
-            q = torch.stack(_turned(*q.unbind(1), u[:, 0, :, None, None], -u[:, 1, :, None, None]), 1)
-        low, high = q.amin((3, 4)), q.amax((3, 4))
-        if longest < NEAR * points or 4 * points > MOST or _beyond(q, low, high) <= EXTREME:
-            return low, high, residual.amax(2), u
-        points *= 4
+            q = _turned(q, u, -1)
+        low, high, residual = q.amin(3), q.amax(3), torch.maximum(residual, again.amax(2))
+    return low, high, residual, u
 
 
 def _beyond(q: Tensor, low: Tensor, high: Tensor) -> float:
-    """How far cubics through points in a row, (..., 4, P), reach beyond the extremes of the points, (...)."""
+    """How far cubics through points in a row, (..., 4, P), reach beyond the extremes of the points, (...), pixels."""
     curves = q @ _between(q.shape[-1], q.dtype, q.device)
     return float(torch.maximum(low - curves.amin((-2, -1)), curves.amax((-2, -1)) - high).max())
