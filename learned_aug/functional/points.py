@@ -11,7 +11,7 @@ from learned_aug.functional.fields import at_least_float32, constant, interpolat
 
 __all__ = ["Inverse", "warp_points"]
 
-TOLERANCE = 5e-4  # pixels
+TOLERANCE = 7e-4  # pixels, of each component
 LOST = 0.02  # pixels: beyond, a point is sought anew, from the nearest source
 STEPS = 8  # of Newton's method: three or four are usual
 LEAST = 0.05  # of the determinant of a step: near folds a full step leads far away
@@ -152,18 +152,19 @@ class Inverse:
         sources = grid + fields[0, :2, ::stride, ::stride].flatten(1)
         for index in (residual > LOST).flatten().nonzero()[:, 0].split(2**14):
             target = p.flatten(1)[:, index]
-            best = grid[:, torch.cdist(target.mT, sources.mT).argmin(1)]
-            error, step = _look(fields, best[None, :, None], target[None, :, None])
-            left = torch.hypot(*(error * one)[0, :, 0])
+            nearest = torch.cdist(target.mT, sources.mT).argmin(1)
+            target, trial = target[None, :, None], grid[None, :, None, nearest]
+            best, step, left = trial, torch.zeros_like(trial), torch.full_like(trial[:, :1], math.inf)
             for _ in range(STEPS):
-                error, next_step = _look(fields, best[None, :, None] + step, target[None, :, None])
-                length = torch.hypot(*(error * one)[0, :, 0])
+                error, following = _look(fields, trial, target)
+                length = (error * one).square().sum(1, keepdim=True)
                 better = length < left
-                best = torch.where(better, best + step[0, :, 0], best)
-                left = torch.minimum(left, length)
-                step = torch.where(better, next_step, step / 4)
-            better = left < residual.flatten()[index]
-            q.view(2, -1)[:, index[better]] = best[:, better]
+                best, left = torch.where(better, trial, best), torch.minimum(left, length)
+                step = torch.where(better, following, step / 4)
+                trial = best + step
+            found, left = best[0, :, 0], left[0, 0, 0].sqrt()
+            better = left < residual.view(-1)[index]
+            q.view(2, -1)[:, index[better]] = found[:, better]
             residual.view(-1)[index[better]] = left[better]
 
 
