@@ -13,7 +13,7 @@ __all__ = ["warp_boxes", "warp_rotated_boxes"]
 
 FEWEST, MOST = 16, 256  # points of an edge
 FAR = 3.0  # pixels between them at most, unless that takes more points; around the outermost ones a sixteenth
-EXTREME = 0.03  # pixels that an edge may reach beyond its points
+EXTREME = 0.018  # pixels that a cubic may reach beyond the points: 3 / 8 of what an edge with a kink may
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ __all__ = ["Inverse", "warp_points"]
 TOLERANCE = 7e-4  # pixels, of each component
 LOST = 0.02  # pixels: beyond, a point is sought anew, from the nearest source
 STEPS = 8  # of Newton's method: three or four are usual
+TRIALS = 12  # of lost points
 LEAST = 0.05  # of the determinant of a step: near folds a full step leads far away
 
 
@@ -154,14 +155,12 @@ class Inverse:
             target = p.flatten(1)[:, index]
             nearest = torch.cdist(target.mT, sources.mT).argmin(1)
             target, trial = target[None, :, None], grid[None, :, None, nearest]
-            best, step, left = trial, torch.zeros_like(trial), torch.full_like(trial[:, :1], math.inf)
-            for _ in range(STEPS):
-                error, following = _look(fields, trial, target)
+            best, left = trial, torch.full_like(trial[:, :1], math.inf)
+            for _ in range(TRIALS):
+                error, step = _look(fields, trial, target)
                 length = (error * one).square().sum(1, keepdim=True)
-                better = length < left
-                best, left = torch.where(better, trial, best), torch.minimum(left, length)
-                step = torch.where(better, following, step / 4)
-                trial = best + step
+                best, left = torch.where(length < left, trial, best), torch.minimum(left, length)
+                trial = trial + step
             found, left = best[0, :, 0], left[0, 0, 0].sqrt()
             better = left < residual.view(-1)[index]
             q.view(2, -1)[:, index[better]] = found[:, better]
