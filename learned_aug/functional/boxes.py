@@ -13,7 +13,7 @@ __all__ = ["warp_boxes", "warp_rotated_boxes"]
 
 FEWEST, MOST = 16, 256  # points of an edge
 FAR = 3.0  # pixels between them at most, unless that takes more points; around the outermost ones a sixteenth
-EXTREME = 0.018  # pixels that a cubic may reach beyond the points: 3 / 8 of what an edge with a kink may
+EXTREME = 0.03, 0.01  # pixels that a cubic may reach beyond the points of a flow that is smooth, and of one with kinks
 
 
 @torch.no_grad()
@@ -124,7 +124,7 @@ def _extent(corners: Tensor, inverse: Inverse, *, turned: bool) -> tuple[Tensor,
         u = u / u.norm(dim=1, keepdim=True).clamp(min=1e-12)
         q = _turned(q, u, -1)
     low, high, residual = q.amin(3), q.amax(3), residual.amax(2)
-    if _beyond(q.unflatten(3, (4, points)), low, high) > EXTREME:
+    if _beyond(q.unflatten(3, (4, points)), low, high) > EXTREME[not inverse.smooth]:
         # Again, around the outermost points.
         near = torch.linspace(-1, 1, 2 * FEWEST + 1, dtype=at.dtype, device=at.device) / (points - 1)
         at = at[torch.cat([q.argmin(3), q.argmax(3)], 1).mT]

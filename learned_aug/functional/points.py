@@ -112,6 +112,7 @@ class Inverse:
         flow = at_least_float32(flow)
         points = flow.shape[-2], flow.shape[-1]
         height, width = size or points
+        self.smooth = smooth and (height, width) != points
         self.units = _units(height, width, flow.dtype, flow.device)
         self.tolerance = TOLERANCE * 2 / (max(height, width) + 1)
         if (height, width) == points:
