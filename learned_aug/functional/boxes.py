@@ -13,7 +13,7 @@ __all__ = ["warp_boxes", "warp_rotated_boxes"]
 
 FEWEST, MOST = 16, 256  # points of an edge
 FAR = 3.0  # pixels between them at most, unless that takes more points; around the outermost ones a sixteenth
-EXTREME = 0.03, 0.01  # pixels that a cubic may reach beyond the points of a flow that is smooth, and of one with kinks
+EXTREME = 0.03, 0.005  # pixels that a cubic may reach beyond the points of a flow that is smooth, and of one with kinks
 
 
 @torch.no_grad()
