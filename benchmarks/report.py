@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # Importing them registers their tables.
-from report_tables import accuracy, fit, influence, panel, paper, schedules, throughput  # noqa: F401
+from report_tables import accuracy, fit, fits, influence, panel, paper, schedules, throughput  # noqa: F401
 from report_tables.common import TABLES, paired, sign_flip_p
 
 __all__ = ["BEGIN", "TABLES", "main", "once", "paired", "sign_flip_p"]

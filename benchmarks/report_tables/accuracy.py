@@ -101,7 +101,7 @@ MNIST_ARMS = {
     "fitted, not pretrained": "fitted",
     "fitted, reversed": "fitted, what was learned reversed",
     "fitted to harder": "fitted toward a higher loss",
-    "mnist-cnn4": "`mnist-cnn4`, fitted to other images",
+    "mnist-cnn4": "`mnist-cnn4` of 0.1, fitted to other images",
     "steered": "steered by influence",
     "steered to harder": "steered by loss",
     "steered, without loss": "steered by what is left of the influence without the loss",
@@ -251,22 +251,6 @@ def _() -> str:
         "untrained": "prior",
     }
     return accuracy("cifar10", {**STRONG, "per_class": 400, "steps": 8000}, arms, reference="untrained")
-
-
-def weights_table(name: str, settings: Row) -> str:
-    """Return the table of a set of weights of the package beside its controls."""
-    arms = {"crop + flip": "crop and flip", "untrained": "prior", name: f"`{name}`"}
-    return accuracy("cifar10", {**CIFAR, **settings}, arms, reference="untrained")
-
-
-@table("weights-cifar10-wrn")
-def _() -> str:
-    return weights_table("cifar10-wrn", {"width": 32, "depth": 10})
-
-
-@table("weights-cifar10-resnet56")
-def _() -> str:
-    return weights_table("cifar10-resnet56", {"depth": 56, "steps": 1000})
 
 
 @table("strength-search")

@@ -143,12 +143,12 @@ RECIPES = {
         half_of_test=True,
     ),
     "cifar10-wrn": Recipe(
-        cell=Cell("cifar10", 4500, steps=7030, batch_size=128, flip=True),
+        cell=Cell("cifar10", 4500, steps=3515, batch_size=128, flip=True),
         build=lambda: BFloat16(residual_network(16, 32)),
         compared="cifar10-100",
         seed=2,
         data="CIFAR-10: 10,000 of 45,000 training images; influence read the other 5,000",
-        classifier="Wide-ResNet-16-2, trained on 45,000 images for 20 epochs of batches of 128 with crops and flips",
+        classifier="Wide-ResNet-16-2, trained on 45,000 images for 10 epochs of batches of 128 with crops and flips",
         limits=CIFAR_LIMITS,
         data_license="none is stated for CIFAR-10 (Alex Krizhevsky, 2009); the weights contain no image",
         dataset="uoft-cs/cifar10",
@@ -285,9 +285,11 @@ def main() -> None:
     model = classifier(recipe, data, work, args.classifier)
     error = 100 * learned_aug.evaluate(model, batches(val, 500, shuffle=False))[0]
     print(f"error of the classifier on the hyper-validation images: {error:.2f} %", file=sys.stderr)
-    start = time.process_time()
+    start, kept = time.process_time(), work / "seconds.json"
     result = fitted(recipe, model, data, val, work)
-    cost = f"fit {time.process_time() - start:.0f} s on one CPU core"
+    if not kept.exists():  # a fit that is read back takes no time
+        kept.write_text(json.dumps(round(time.process_time() - start)))
+    cost = f"fit {json.loads(kept.read_text())} s on one CPU core"
     print(result, file=sys.stderr)
     found = errors(recipe, result, test, args.data, work)
     facts = card(recipe, result, found, error, cost)
@@ -301,6 +303,7 @@ def main() -> None:
         old.unlink()
     write(target, {**files, **render(facts, result.augmenter.config, files, args.name)})
     row = {"name": args.name, "errors": found, "val_error": error, "verdict": result.verdict, **made}
+    (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / f"{args.name}.json").write_text(json.dumps(row, indent=1) + "\n")
     print({"bytes": sum(map(len, files.values())), **{name: sha256(file) for name, file in files.items()}})
 

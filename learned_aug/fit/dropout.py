@@ -32,7 +32,7 @@ REMEDY = "lower DropoutConfig.lr"
 class DropoutConfig:
     """Settings of stage 3 as learned dropout (ours): E learns, for each image, which units of tau to keep."""
 
-    steps: int = 600
+    steps: int = 450
     """Training steps (ours)."""
     batch_size: int = 64
     """Images per step, over all processes (ours)."""

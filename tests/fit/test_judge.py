@@ -97,10 +97,22 @@ def test_a_fit_that_learned_nothing_gives_the_prior_and_says_why(model, few):
     assert result.verdict in str(result)
 
 
-@pytest.mark.parametrize(("gain", "used", "why"), [(1.0, "fitted", "further"), (-1.0, "prior", "less")])
-def test_what_the_judge_is_certain_of_decides_which_networks_are_used(model, few, tiny, monkeypatch, gain, used, why):
+@pytest.mark.parametrize(
+    ("gain", "wrong", "used", "why"),
+    [
+        (1.0, 0.3, "fitted", "further"),
+        (1.0, 0.2, "fitted", "further"),
+        (-1.0, 0.3, "prior", "less"),
+        (1.0, 0.4, "prior", "40% against 30%"),
+    ],
+)
+def test_networks_are_used_that_are_better_with_certainty_and_not_wrong_more_often_than_the_prior(
+    model, few, tiny, monkeypatch, gain, wrong, used, why
+):
     stages = importlib.import_module("learned_aug.fit.stages")  # learned_aug.fit is the function
+    measure, shares = stages.measure, iter([0.3, 0.3, wrong])  # of the prior, the pretrained and the fitted networks
     monkeypatch.setattr(stages, "estimate", lambda drops: Estimate(gain, 0.5))
+    monkeypatch.setattr(stages, "measure", lambda *a, **k: measure(*a, **k) | {"misclassified": next(shares)})
     result = learned_aug.fit(model, *few, baseline=lambda x: x, config=tiny, progress=False)
     assert result.augmenter is getattr(result, used)
     assert used in result.verdict.split(":")[0]
