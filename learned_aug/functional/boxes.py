@@ -11,8 +11,9 @@ from learned_aug.functional.points import Inverse, largest
 
 __all__ = ["warp_boxes", "warp_rotated_boxes"]
 
-FEWEST, MOST = 16, 256  # points of an edge
-FAR = 3.0  # pixels between them at most, unless that takes more points; around the outermost ones a sixteenth
+POINTS = 16  # of an edge, at first; then twice as many around each outermost one
+FAR, NEAR = 3.0, 0.1  # pixels between points: beyond never enough, and below always
+PASSES = 8
 EXTREME = 0.03, 0.005  # pixels that a cubic may reach beyond the points of a flow that is smooth, and of one with kinks
 
 
@@ -110,33 +111,36 @@ def _extent(corners: Tensor, inverse: Inverse, *, turned: bool) -> tuple[Tensor,
         The least and largest values (B, 2, N); the largest residual (B, N); and the directions (B, 2, N), of length 1.
     """
     corners = corners - 0.5  # a pixel's center is half a pixel inside its edge
-    longest, points, u = largest(corners.diff(dim=3)), FEWEST, corners[..., 0]
-    while longest > FAR * points and points < MOST:
-        points *= 2
-    outline, at = _outline(points, corners.dtype, corners.device)
-    q, residual = inverse(corners @ outline)
-    if turned:
-        one, two, three, four = q[..., ::points].unbind(3)
-        x, y = ((two - one) + (three - four)).unbind(1)
-        # The second edges, turned back by a right angle.
-        down, left = ((four - one) + (three - two)).unbind(1)
-        u = torch.stack([x + left, y - down], 1)
-        u = u / u.norm(dim=1, keepdim=True).clamp(min=1e-12)
-        q = _turned(q, u, -1)
-    low, high, residual = q.amin(3), q.amax(3), residual.amax(2)
-    if _beyond(q.unflatten(3, (4, points)), low, high) > EXTREME[not inverse.smooth]:
-        # Again, around the outermost points.
-        near = torch.linspace(-1, 1, 2 * FEWEST + 1, dtype=at.dtype, device=at.device) / (points - 1)
-        at = at[torch.cat([q.argmin(3), q.argmax(3)], 1).mT]
+    longest = largest(corners.diff(dim=3))
+    points = POINTS if longest <= FAR * POINTS else 2 * POINTS
+    weights, at = _outline(points, corners.dtype, corners.device)
+    outline, spacing = corners @ weights, 1 / (points - 1)
+    u, worst = corners[..., 0], torch.zeros_like(corners[:, 0, :, 0])
+    for k in range(PASSES):
+        q, residual = inverse(outline)
+        if turned:
+            u = _direction(q[..., ::points]) if k == 0 else u
+            q = _turned(q, u, -1)
+        low, high, worst = q.amin(3), q.amax(3), torch.maximum(worst, residual.amax(2))
+        step = spacing * longest
+        if step < NEAR or (step <= FAR and _beyond(q.unflatten(3, (4, -1)), low, high) <= EXTREME[not inverse.smooth]):
+            break
+        at = at.expand(*worst.shape, -1).gather(2, torch.cat([q.argmin(3), q.argmax(3)], 1).mT)
+        near = torch.linspace(-spacing, spacing, 2 * POINTS + 1, dtype=at.dtype, device=at.device)
         at = (at[..., None] + near).flatten(2) % 4
         edge = at.long().clamp(max=3)  # 4 is the first corner, after rounding
         index = edge[:, None].expand(-1, 2, -1, -1)
         start, end = (c.gather(3, index) for c in (corners, corners.roll(-1, 3)))
-        q, again = inverse(torch.lerp(start, end, (at - edge)[:, None]))
-        if turned:
-            q = _turned(q, u, -1)
-        low, high, residual = q.amin(3), q.amax(3), torch.maximum(residual, again.amax(2))
-    return low, high, residual, u
+        outline, spacing = torch.lerp(start, end, (at - edge)[:, None]), spacing / POINTS
+    return low, high, worst, u
+
+
+def _direction(corners: Tensor) -> Tensor:
+    """The mean direction (B, 2, N), of length 1, of the first edges of (B, 2, N, 4), and of the second, turned back."""
+    one, two, three, four = corners.unbind(3)
+    (x, y), (down, left) = ((two - one) + (three - four)).unbind(1), ((four - one) + (three - two)).unbind(1)
+    u = torch.stack([x + left, y - down], 1)
+    return u / u.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
 def _beyond(q: Tensor, low: Tensor, high: Tensor) -> float:
