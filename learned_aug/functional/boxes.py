@@ -112,7 +112,7 @@ def _extent(corners: Tensor, inverse: Inverse, *, turned: bool) -> tuple[Tensor,
     """
     corners = corners - 0.5  # a pixel's center is half a pixel inside its edge
     longest = largest(corners.diff(dim=3))
-    points = POINTS if longest <= FAR * POINTS else 2 * POINTS
+    points, extreme = POINTS if longest <= FAR * POINTS else 2 * POINTS, EXTREME[not inverse.smooth]
     weights, at = _outline(points, corners.dtype, corners.device)
     outline, spacing = corners @ weights, 1 / (points - 1)
     u, worst = corners[..., 0], torch.zeros_like(corners[:, 0, :, 0])
@@ -123,7 +123,7 @@ def _extent(corners: Tensor, inverse: Inverse, *, turned: bool) -> tuple[Tensor,
             q = _turned(q, u, -1)
         low, high, worst = q.amin(3), q.amax(3), torch.maximum(worst, residual.amax(2))
         step = spacing * longest
-        if step < NEAR or (step <= FAR and _beyond(q.unflatten(3, (4, -1)), low, high) <= EXTREME[not inverse.smooth]):
+        if step < NEAR or (step <= FAR and _beyond(q.unflatten(3, (4, -1)), low, high) <= extreme):
             break
         at = at.expand(*worst.shape, -1).gather(2, torch.cat([q.argmin(3), q.argmax(3)], 1).mT)
         near = torch.linspace(-spacing, spacing, 2 * POINTS + 1, dtype=at.dtype, device=at.device)
@@ -140,7 +140,8 @@ def _direction(corners: Tensor) -> Tensor:
     one, two, three, four = corners.unbind(3)
     (x, y), (down, left) = ((two - one) + (three - four)).unbind(1), ((four - one) + (three - two)).unbind(1)
     u = torch.stack([x + left, y - down], 1)
-    return u / u.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    unit: Tensor = u / u.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return unit
 
 
 def _beyond(q: Tensor, low: Tensor, high: Tensor) -> float:

@@ -14,6 +14,7 @@ __all__ = ["Inverse", "warp_points"]
 TOLERANCE = 7e-4  # pixels, of each component
 LOST = 0.02  # pixels: beyond, a point is sought anew, from the nearest source
 STEPS = 8  # of Newton's method: three or four are usual
+CHUNK = 2**14  # points that are sought at once: more leave the cache
 TRIALS = 12  # of lost points
 LEAST = 0.05  # of the determinant of a step: near folds a full step leads far away
 
@@ -129,6 +130,9 @@ class Inverse:
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Find where points appear, (B, 2, M, N), pixels, and how far s is from them there, (B, M, N)."""
+        if points.shape[2] > 1 and points[0, 0].numel() > CHUNK:
+            parts = [self(part) for part in points.split(max(1, CHUNK // points.shape[3]), 2)]
+            return torch.cat([q for q, _ in parts], 2), torch.cat([residual for _, residual in parts], 1)
         pixel, zero, one, center = self.units
         p = torch.addcmul(zero, points, pixel)
         offset, first, second = self.mean.split(2, 1)
