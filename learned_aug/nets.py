@@ -57,8 +57,8 @@ def bias_of(layer: nn.ConvTranspose2d) -> Tensor:
 
 def _turned(affine: Tensor) -> Tensor:
     """Weigh rotation three times against zoom, stretch and shear (ours: better on color-coded digits)."""
-    spin = affine[:, 1:2] - affine[:, 2:3]
-    return torch.cat([affine[:, :1], affine[:, 1:2] + spin, affine[:, 2:3] - spin, affine[:, 3:]], dim=1)
+    sign = _column((0.0, 1.0, -1.0, 0.0, 0.0, 0.0), affine.dtype, affine.device)
+    return torch.addcmul(affine, affine[:, 1:2] - affine[:, 2:3], sign)
 
 
 @constant

@@ -253,6 +253,25 @@ def test_points_follow_large_rotations(degrees):
     assert residual.max() < 1e-3
 
 
+def test_points_follow_a_mirror():
+    x = torch.arange(33, dtype=torch.float64).expand(33, 33)
+    flow = torch.stack([32 - 2 * x, torch.zeros_like(x)])[None]
+    points = torch.tensor([[[3.0, 5.0], [30.0, 20.0]]], dtype=torch.float64)
+    q, residual = fn.warp_points(points, flow)
+    torch.testing.assert_close(q[..., 0], 32 - points[..., 0], atol=1e-3, rtol=0)
+    torch.testing.assert_close(q[..., 1], points[..., 1], atol=1e-3, rtol=0)
+    assert residual.max() < 1e-3
+
+
+def test_a_sample_that_folds_leaves_the_others_of_its_batch_where_they_are():
+    mild, folded = smooth_flow(1, 48, 48, 1.5), smooth_flow(1, 48, 48, 40.0, points=9)
+    points = torch.rand(2, 300, 2, dtype=torch.float64) * 47
+    q, residual = fn.warp_points(points, torch.cat([folded, mild]))
+    alone, _ = fn.warp_points(points[1:], mild)
+    assert residual[0].max() > 0.5 > 1e-3 > residual[1].max()
+    torch.testing.assert_close(q[1:], alone, atol=2e-3, rtol=0)
+
+
 def test_what_leaves_the_canvas_stays_outside():
     flow = torch.full((1, 2, 20, 20), 6.0)
     q, residual = fn.warp_points(torch.tensor([[[2.0, 3.0], [10.0, 12.0]]]), flow)
@@ -322,6 +341,13 @@ def test_no_boxes_and_no_points_are_fine():
     assert fn.warp_boxes(torch.zeros(1, 0, 4), flow)[0].shape == (1, 0, 4)
     assert fn.warp_rotated_boxes(torch.zeros(1, 0, 4, 2), flow)[0].shape == (1, 0, 4, 2)
     assert fn.warp_points(torch.zeros(1, 0, 2), flow)[0].shape == (1, 0, 2)
+
+
+def test_an_image_of_one_pixel_has_boxes():
+    flow = torch.full((1, 2, 4, 4), 0.25)
+    out, residual = fn.warp_boxes(torch.tensor([[[0.0, 0.0, 1.0, 1.0]]]), flow, (1, 1), smooth=True)
+    torch.testing.assert_close(out, torch.tensor([[[-0.25, -0.25, 0.75, 0.75]]]), atol=1e-3, rtol=0)
+    assert residual.max() < 1e-3
 
 
 def test_constants_made_under_inference_mode_serve_autograd_later():

@@ -104,11 +104,6 @@ def _spread(points: int, length: int, dtype: torch.dtype, device: torch.device |
     return torch.arange(points, dtype=dtype, device=device) * (length - 1) / max(points - 1, 1)
 
 
-@constant
-def _half(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.eye(2, dtype=dtype, device=device) / 2
-
-
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision to float32; the rest as it is."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
@@ -153,8 +148,9 @@ def affine_flow(generator: Tensor, points: tuple[int, int], size: tuple[int, int
     """
     generator = at_least_float32(generator)
     a = generator[:, :4].view(-1, 2, 2)
-    square = a @ a
-    map = torch.baddbmm(a, square, _half(a.dtype, a.device) + a / 6 + square / 24)
+    map = a / 4
+    for k in (3, 2, 1):
+        map = torch.baddbmm(a, a, map, beta=1 / k, alpha=1 / k)
     weight, bias = map.reshape(-1, 4, 1, 1), generator[:, 4:, None, None]
     return flow_field(weight, bias.expand(-1, -1, *points), size)
 
