@@ -109,6 +109,7 @@ def command(text: str) -> str:
     """Return a command without the folders of the machine that it ran on."""
     text = re.sub(r"--(out|results|work) \S*/\S*", "", text)
     text = re.sub(r"(--data) \S+", r"\1 ROOT", text)
+    text = re.sub(r"(--classifier) \S*/", r"\1 ", text)
     return " ".join(text.split())
 
 
