@@ -179,7 +179,7 @@ def _() -> str:
         {"TrivialAugmentWide": "TrivialAugmentWide", CHOSEN: "the better of two of its draws, by influence"},
         CHOSEN,
         {"TrivialAugmentWide": "difference"},
-        "As in the first table. The arm that reads labels trains on four fifths of them, and the influence on the rest.",
+        "As in the first table. The arm that reads labels trains on four fifths of them, the influence reads the rest.",
     )
 
 
