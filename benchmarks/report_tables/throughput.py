@@ -81,3 +81,20 @@ def _() -> str:
     load = f"{found['load_before'][0]:.1f} before, {found['load_after'][0]:.1f} after"
     head = ["classifier", "px", "ms a step", "ms a step with SteeredDraws", "times as long"]
     return markdown(head, rows) + caption(text, source, commit=found["commit"][:7], date=found["date"], load=load)
+
+
+@table("detection")
+def _() -> str:
+    found = read("throughput/results/detection.json")
+    rows = []
+    for size, result in found["results"].items():
+        ratio, low, high = result["ratio"]
+        times = (f"{result['microseconds'][name]:,.0f}" for name in ("LearnedAugment", "RandomAffine"))
+        rows.append([f"{size} px", *times, f"{ratio:.2f} [{low:.2f}, {high:.2f}]"])
+    text = (
+        f"CPU time of a sample, an image in uint8 with {found['masks']} masks and {found['boxes']} boxes; medians over "
+        f"{found['rounds']} rounds of {found['draws']} draws each; ratio with a 95 % interval from resampling the rounds."
+    )
+    load = f"{found['load_before'][0]:.1f} before, {found['load_after'][0]:.1f} after"
+    head = ["", "LearnedAugment, us", "RandomAffine, us", "times as long"]
+    return markdown(head, rows) + caption(text, found, commit=found["commit"][:7], load=load)
