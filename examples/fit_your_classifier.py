@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> Comparison:
     arms = {
         "crop": None,
         "crop, untrained control": result.prior,
-        "crop, fitted": result.augmenter,
+        "crop, fitted": result.fitted,
         "crop, steered": lambda model: SteeredDraws(model, augmenter=result.prior),  # to a higher loss
     }
     seeds = range(args.trainings)

@@ -142,7 +142,7 @@ print(pipeline(images).shape)
 
 # %%
 errors = {"crops": evaluate(model, data["test"])[0]}
-for name, augmenter in (("untrained control", result.prior), ("fitted", result.augmenter)):
+for name, augmenter in (("untrained control", result.prior), ("fitted", result.fitted)):
     errors[name] = evaluate(train(data["train"], STEPS, LearnedAugment(augmenter)), data["test"])[0]
 for name, error in errors.items():
     print(f"{name:20} {error:.2%} of the test digits wrong")

@@ -93,7 +93,8 @@ def _() -> str:
         rows.append([f"{size} px", *times, f"{ratio:.2f} [{low:.2f}, {high:.2f}]"])
     text = (
         f"CPU time of a sample, an image in uint8 with {found['masks']} masks and {found['boxes']} boxes; medians over "
-        f"{found['rounds']} rounds of {found['draws']} draws each; ratio with a 95 % interval from resampling the rounds."
+        f"{found['rounds']} rounds of {found['draws']} draws each; ratio with a 95 % interval from resampling the "
+        "rounds."
     )
     load = f"{found['load_before'][0]:.1f} before, {found['load_after'][0]:.1f} after"
     head = ["", "LearnedAugment, us", "RandomAffine, us", "times as long"]
