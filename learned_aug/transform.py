@@ -149,6 +149,8 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         if self.strength == 0 or (chosen is not None and not chosen.any()):
             return {}
         pixels = self._pixels(image)
+        if not pixels.numel():  # such as a video without frames
+            return {}
         self._check_range(pixels)
         for item in flat_inputs:
             if item is not image and isinstance(item, IMAGES):

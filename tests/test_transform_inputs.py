@@ -20,6 +20,15 @@ def test_unknown_tensor_types_pass():
 
 
 @pytest.mark.parametrize(
+    "images", [torch.zeros(0, 3, 32, 32), tv_tensors.Video(torch.zeros(0, 3, 32, 32, dtype=torch.uint8))]
+)
+def test_batches_and_videos_without_images_come_back(images):
+    out = transform()(images)
+    assert type(out) is type(images)
+    assert out.shape == images.shape
+
+
+@pytest.mark.parametrize(
     ("inputs", "error", "message"),
     [
         ((), TypeError, "expected an image"),
