@@ -20,6 +20,7 @@ from learned_aug.config import Strength
 from learned_aug.draw import Draw
 from learned_aug.functional import warp_boxes, warp_mask, warp_points, warp_rotated_boxes
 from learned_aug.functional.fields import at_least_float32
+from learned_aug.runtime.checks import SLACK
 
 __all__ = ["LearnedAugment"]
 
@@ -29,7 +30,6 @@ if hasattr(tv_tensors, "KeyPoints"):  # from torchvision 0.23 on
     LABELS += (tv_tensors.KeyPoints,)
 MODES = {1: "L", 3: "RGB"}
 DEEP = ("I", "F")  # PIL's modes of more than 8 bits begin so
-SLACK = 0.5  # how far outside [0, 1] an image may be, as bicubic resizing leaves it, before it counts as normalized
 
 
 class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no types

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 from torchvision.datasets import MNIST, ImageFolder
 
+from learned_aug import RetrainConfig
 from learned_aug.digits import all_conv
 
 HELD_OUT = 5000  # hyper-validation images at most, of those that are not trained on
@@ -37,6 +38,11 @@ class Cell:
     """"resnet8", of width 16, or "all-conv", of width 16."""
     side: int = 32
     gray: bool = False
+
+    @property
+    def schedule(self) -> RetrainConfig:
+        """The schedule of its trainings."""
+        return RetrainConfig(steps=self.steps, batch_size=self.batch_size, lr=self.lr)
 
 
 CELLS = {

@@ -22,7 +22,7 @@ from cells import CELLS, Cell, batches, fold
 from panel import numbers, read, source
 from torch import nn
 
-from learned_aug import Augmenter, DropoutConfig, FitConfig, RetrainConfig, SteeredDraws, evaluate, fit, retrain
+from learned_aug import Augmenter, DropoutConfig, FitConfig, SteeredDraws, evaluate, fit, retrain
 from learned_aug.training import UNSTEERED
 
 HERE = Path(__file__).parent
@@ -31,22 +31,19 @@ HERE = Path(__file__).parent
 def run(name: str, cell: Cell, seed: int, root: Path, on: str, tilt: float) -> dict[str, Any]:
     """Fit, train one classifier with each of the networks, and measure them."""
     data = fold(root, cell, seed)
-    config = RetrainConfig(steps=cell.steps, batch_size=cell.batch_size, lr=cell.lr)
-    train, val, test = (
-        batches(data.train, cell.batch_size, shuffle=True),
-        *(batches(part, 500, shuffle=False) for part in (data.val, data.test)),
-    )
+    config = cell.schedule
+    train = batches(data.train, cell.batch_size, shuffle=True)
+    val, test = (batches(part, 500, shuffle=False) for part in (data.val, data.test))
 
-    def trained(augmenter: Augmenter | bool) -> nn.Module:
-        """A classifier that saw draws of an augmenter, or of the prior, or none."""
+    def trained(*, augmented: bool = True, networks: Augmenter | None = None) -> nn.Module:
+        """A classifier that saw draws of the networks, by default of the prior, or none."""
         torch.manual_seed(seed)
         model = data.model(cell.model)
-        given = augmenter if isinstance(augmenter, Augmenter) else None
-        augment = SteeredDraws(model, augmenter=given, seed=seed, **UNSTEERED) if augmenter else None
+        augment = SteeredDraws(model, augmenter=networks, seed=seed, **UNSTEERED) if augmented else None
         retrain(model, train, config, augment=augment, seed=seed)
         return model
 
-    model = trained(on == "prior")
+    model = trained(augmented=on == "prior")
     start = time.process_time()
     fitting = FitConfig(maximize=DropoutConfig(tilt=tilt))
     result = fit(model, data.train.plain(), data.val, config=fitting, progress=False)
@@ -61,7 +58,7 @@ def run(name: str, cell: Cell, seed: int, root: Path, on: str, tilt: float) -> d
         "diagnostics": result.diagnostics,
         "fit_seconds": round(time.process_time() - start, 1),
     }
-    models = {"first": model, "prior": trained(result.prior), "fitted": trained(result.fitted)}
+    models = {"first": model, "prior": trained(networks=result.prior), "fitted": trained(networks=result.fitted)}
     for arm, model in models.items():
         row[arm] = {"val_error": evaluate(model, val)[0], "test_error": evaluate(model, test)[0]}
     return row

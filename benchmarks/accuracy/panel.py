@@ -34,7 +34,7 @@ from scipy import stats
 from torch import nn
 from torchvision.transforms import v2
 
-from learned_aug import DrawChoice, RetrainConfig, SteeredDraws, evaluate, retrain
+from learned_aug import DrawChoice, SteeredDraws, evaluate, retrain
 from learned_aug.training.arms import Setting, build, describe, reads_val
 
 HERE = Path(__file__).parent
@@ -72,7 +72,7 @@ def train(job: Job) -> dict[str, Any]:
     data = fold(root, cell, seed)
     torch.manual_seed(seed)
     model = data.model(cell.model)
-    config = RetrainConfig(steps=cell.steps, batch_size=cell.batch_size, lr=cell.lr)
+    config = cell.schedule
     start = time.process_time()
     labeled, augment = prepared(arm, model, data, cell.model, seed)
     retrain(model, batches(labeled, cell.batch_size, shuffle=True), config, augment=augment, seed=seed)

@@ -22,7 +22,7 @@ from cells import CELLS, Cell, Pixels, batches, fold
 from panel import numbers, read, source
 from torch import Tensor
 
-from learned_aug import Augmenter, RetrainConfig, SteeredDraws, evaluate, retrain
+from learned_aug import Augmenter, SteeredDraws, evaluate, retrain
 from learned_aug.config import FAMILIES
 from learned_aug.fit.judge import deal, estimate
 from learned_aug.influence import HeadTap, InfluenceConfig, collect, find_head, influence_aug, solve_s_val
@@ -95,7 +95,7 @@ def train(name: str, cell: Cell, seed: int, root: Path) -> dict[str, Any]:
     model = data.model(cell.model)
     held = torch.randperm(len(data.val), generator=torch.Generator().manual_seed(seed))[:VALIDATION]
     watched = Watched(model, data.train.plain(), data.val.part(held), seed=seed)
-    config = RetrainConfig(steps=cell.steps, batch_size=cell.batch_size, lr=cell.lr)
+    config = cell.schedule
     retrain(model, batches(data.train, cell.batch_size, shuffle=True), config, augment=watched, seed=seed)
     error, _ = evaluate(model, batches(data.test, 500, shuffle=False))
     settings = dataclasses.asdict(cell)

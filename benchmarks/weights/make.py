@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 import learned_aug
-from learned_aug import Augmenter, AugmenterConfig, CardFacts, CardResult, FitConfig, FitResult, RetrainConfig
+from learned_aug import Augmenter, AugmenterConfig, CardFacts, CardResult, FitConfig, FitResult
 from learned_aug.cli.report import png, settings_of
 from learned_aug.digits import all_conv
 from learned_aug.viz import diversity_grid, tau_traversal
@@ -41,9 +41,13 @@ from resnets import residual_network
 
 HERE = Path(__file__).parent
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the images that the published ResNet-56 was trained on
-CIFAR_LIMITS = (
-    "Measured on photographs of 32 pixels, one small classifier and 1,000 labels, where TrivialAugmentWide is as good."
-)
+CIFAR: dict[str, Any] = {  # of both recipes
+    "compared": "cifar10-100",
+    "limits": "Measured on photographs of 32 pixels, one small classifier and 1,000 labels, where TrivialAugmentWide "
+    "is as good.",
+    "data_license": "none is stated for CIFAR-10 (Alex Krizhevsky, 2009); the weights contain no image",
+    "dataset": "uoft-cs/cifar10",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,14 +110,15 @@ def published_resnet() -> nn.Module:
 def read_published(model: nn.Module, file: Path) -> None:
     """Load the published weights, whose blocks have other names."""
     blocks = 9  # of each stage, after a convolution, its norm and a ReLU
+    places = {"conv1": 0, "bn1": 1, "linear": len(model.network) - 1}
     state = {}
     for name, tensor in torch.load(file, map_location="cpu", weights_only=True)["state_dict"].items():
         first, _, rest = name.removeprefix("module.").partition(".")
-        place = {"conv1": "0", "bn1": "1", "linear": "-1"}.get(first)
+        place = places.get(first)
         if place is None:  # as in layer2.4.bn1.weight
             k, _, rest = rest.partition(".")
-            place, rest = str(3 + blocks * (int(first[-1]) - 1) + int(k)), rest.replace("bn", "norm")
-        state[f"network.{len(model.network) - 1 if place == '-1' else place}.{rest}"] = tensor
+            place, rest = 3 + blocks * (int(first[-1]) - 1) + int(k), rest.replace("bn", "norm")
+        state[f"network.{place}.{rest}"] = tensor
     missing, unknown = model.load_state_dict(state, strict=False)
     if unknown or any(not name.endswith("num_batches_tracked") for name in missing):
         raise SystemExit(f"{file} must be the ResNet-56 of akamaster/pytorch_resnet_cifar10, got other tensors")
@@ -135,25 +140,19 @@ RECIPES = {
     "cifar10-resnet56": Recipe(
         cell=Cell("cifar10", 5000, flip=True),
         build=published_resnet,
-        compared="cifar10-100",
         seed=1,
         data="CIFAR-10: 10,000 of the 50,000 training images; influence read the first half of the test images",
         classifier="ResNet-56, trained on all training images by akamaster/pytorch_resnet_cifar10 (BSD-2)",
-        limits=CIFAR_LIMITS,
-        data_license="none is stated for CIFAR-10 (Alex Krizhevsky, 2009); the weights contain no image",
-        dataset="uoft-cs/cifar10",
+        **CIFAR,
         half_of_test=True,
     ),
     "cifar10-wrn": Recipe(
         cell=Cell("cifar10", 4500, steps=3515, batch_size=128, flip=True),
         build=lambda: BFloat16(residual_network(16, 32)),
-        compared="cifar10-100",
         seed=2,
         data="CIFAR-10: 10,000 of 45,000 training images; influence read the other 5,000",
         classifier="Wide-ResNet-16-2, trained on 45,000 images for 10 epochs of batches of 128 with crops and flips",
-        limits=CIFAR_LIMITS,
-        data_license="none is stated for CIFAR-10 (Alex Krizhevsky, 2009); the weights contain no image",
-        dataset="uoft-cs/cifar10",
+        **CIFAR,
     ),
 }
 
@@ -169,9 +168,8 @@ def classifier(recipe: Recipe, data: Fold, work: Path, given: Path | None) -> nn
         model.load_state_dict(torch.load(kept, weights_only=True))
     else:
         cell = recipe.cell
-        config = RetrainConfig(steps=cell.steps, batch_size=cell.batch_size, lr=cell.lr)
         train = batches(data.train, cell.batch_size, shuffle=True)
-        learned_aug.retrain(model, train, config, seed=recipe.seed, on_event=told)
+        learned_aug.retrain(model, train, cell.schedule, seed=recipe.seed, on_event=told)
         torch.save(model.state_dict(), kept)
     return model.eval()
 
@@ -213,7 +211,7 @@ def errors(recipe: Recipe, result: FitResult, test: Pixels, root: Path, work: Pa
         batches(data.train, cell.batch_size, shuffle=True),
         batches(test, 500, shuffle=False),
         arms,
-        config=RetrainConfig(steps=cell.steps, batch_size=cell.batch_size, lr=cell.lr),
+        config=cell.schedule,
         seeds=range(recipe.seeds),
         checkpoint_dir=work / "comparison",
     )
@@ -242,7 +240,6 @@ def card(recipe: Recipe, result: FitResult, found: dict[str, list[float]], error
         cost=cost,
         settings=settings_of(result),
         diagnostics=result.diagnostics,
-        pictures={},
         limits=recipe.limits,
         license="apache-2.0",
         data_license=recipe.data_license,
@@ -297,9 +294,11 @@ def main() -> None:
     facts = card(recipe, result, found, error, cost)
     shown = test.images[:: len(test) // 8][:8].float() / 255
     files = encode(result.augmenter.config, result.augmenter.state_dict())
+    captions: dict[str | Path, str] = {}
     for name, (picture, caption) in pictures(result.augmenter, shown).items():
         (work / name).write_bytes(png(picture))
-        facts.pictures[work / name] = caption
+        captions[work / name] = caption
+    facts = dataclasses.replace(facts, pictures=captions)
     target = HERE.parents[1] / "pretrained" / args.name
     for old in target.glob("*"):
         old.unlink()

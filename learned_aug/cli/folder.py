@@ -312,9 +312,10 @@ def _refuse_shared(samples: dict[str, list[tuple[str, int]]]) -> None:
     seen: dict[tuple[int, int], tuple[str, str, int]] = {}
     for part, pairs in samples.items():
         for path, label in pairs:
-            if not os.path.exists(path):  # a link that leads nowhere, which its header's reading names
+            try:
+                found = os.stat(path)
+            except OSError:  # a link that leads nowhere, which its header's reading names
                 continue
-            found = os.stat(path)
             other, first, kind = seen.setdefault((found.st_dev, found.st_ino), (part, path, label))
             if (other, kind) != (part, label) and found.st_ino:
                 what = f"{other}/ and {part}/" if other != part else f"the classes of {part}/"

@@ -61,15 +61,15 @@ class FitResult:
     @property
     def verdict(self) -> str:
         """One sentence that says which networks `augmenter` is, and why."""
-        if self.gain.sign > 0 and _harder(self.diagnostics):
+        if self.augmenter is self.fitted:
+            what, why = "The fitted networks are used", "they are predicted to lower the validation loss further"
+        elif self.gain.sign > 0:
             prior, fitted = (self.diagnostics[name]["misclassified"] for name in ("prior", "fitted"))
             what = "The prior is used"
             why = (
                 f"the model gets more draws of the fitted networks wrong, {fitted:.0%} against {prior:.0%}, which the "
                 "prediction does not see"
             )
-        elif self.gain.sign > 0:
-            what, why = "The fitted networks are used", "they are predicted to lower the validation loss further"
         elif self.gain.sign < 0:
             what, why = "The prior is used", "the fitted networks are predicted to lower the validation loss less"
         else:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.config import AugmenterConfig
-from learned_aug.runtime.checks import check_images, check_range
+from learned_aug.runtime.checks import check_images, check_range, numbers
 from learned_aug.runtime.distributed import broadcast_
 from learned_aug.runtime.rng import generator
 
@@ -42,12 +41,9 @@ def prior(
     if not check_images(images).shape[0]:
         raise ValueError("images must hold at least one image, got an empty batch; give some typical ones")
     if config is None:
-        numbers = [
-            tuple(torch.as_tensor(v, dtype=torch.float64).flatten().tolist())
-            for v in (0.0 if mean is None else mean, 1.0 if std is None else std)
-        ]
-        check_range(images, *numbers)
-        config = AugmenterConfig(channels=images.shape[1], size=max(images.shape[-2:]), mean=numbers[0], std=numbers[1])
+        shift, scale = numbers(mean, 0.0), numbers(std, 1.0)
+        check_range(images, shift, scale)
+        config = AugmenterConfig(channels=images.shape[1], size=max(images.shape[-2:]), mean=shift, std=scale)
     draws = generator(seed, "prior")
     augmenter = Augmenter(config, generator=draws).to(images.device).calibrate_(images.float(), generator=draws)
     broadcast_(*augmenter.state_dict().values())

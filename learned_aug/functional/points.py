@@ -156,7 +156,7 @@ class Inverse:
         y, x = (torch.linspace(-1, 1, n, dtype=p.dtype, device=p.device)[::stride] for n in fields.shape[-2:])
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy")).flatten(1)
         sources = grid + fields[0, :2, ::stride, ::stride].flatten(1)
-        for index in (residual > LOST).flatten().nonzero()[:, 0].split(2**14):
+        for index in (residual > LOST).flatten().nonzero()[:, 0].split(CHUNK):
             target = p.flatten(1)[:, index]
             nearest = torch.cdist(target.mT, sources.mT).argmin(1)
             target, trial = target[None, :, None], grid[None, :, None, nearest]

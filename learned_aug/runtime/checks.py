@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "SLACK",
     "check_at_least",
     "check_at_most_one",
     "check_class_range",
@@ -20,7 +21,10 @@ __all__ = [
     "check_range",
     "check_targets",
     "model_errors_named",
+    "numbers",
 ]
+
+SLACK = 0.5  # how far outside [0, 1] an image may be, as bicubic resizing leaves it, before it counts as normalized
 
 
 def check_at_least(config: object, **bounds: float) -> None:
@@ -86,13 +90,18 @@ def check_range(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
     if {shift.numel(), scale.numel()} - {1, images.shape[1]}:
         return  # which the configuration's own check names
     low, high = (float(value) for value in (images * scale + shift).aminmax())
-    if low < -0.5 or high > 1.5:
+    if low < -SLACK or high > 1 + SLACK:
         stated = any(mean) or any(s != 1 for s in std)
         undone = f"once (x - {tuple(mean)}) / {tuple(std)} is undone"
         when = undone if stated else "unless their normalization is stated"
         raise ValueError(
             f"images must be in [0, 1] {when}, got [{low:.2f}, {high:.2f}]; pass the mean= and std= of their Normalize"
         )
+
+
+def numbers(values: float | Sequence[float] | None, default: float) -> tuple[float, ...]:
+    """Return a mean or standard deviation, one number or one for each channel, as a tuple; None as the default."""
+    return tuple(torch.as_tensor(default if values is None else values, dtype=torch.float64).flatten().tolist())
 
 
 def check_labels(labels: Any, samples: int, name: str = "labels") -> Tensor:

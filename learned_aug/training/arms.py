@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 from learned_aug.augmenter import Augmenter
 from learned_aug.config import AugmenterConfig
 from learned_aug.fit.pipeline import fit
+from learned_aug.runtime.checks import numbers
 from learned_aug.runtime.data import Data, as_pair
 from learned_aug.training.augment import Augment, Chain, Cutout, Mixing, batched, each
 from learned_aug.training.choice import DrawChoice
@@ -103,7 +104,7 @@ def _fitted(setting: Setting) -> SteeredDraws:
     networks = None
     if setting.mean is not None or setting.std is not None:
         image = _image(setting)
-        mean, std = (_numbers(v, x) for v, x in ((setting.mean, 0.0), (setting.std, 1.0)))
+        mean, std = (numbers(v, x) for v, x in ((setting.mean, 0.0), (setting.std, 1.0)))
         networks = AugmenterConfig(channels=image.shape[0], size=max(image.shape[-2:]), mean=mean, std=std)
     val = setting.val
     assert val is not None  # compare sees to that
@@ -206,7 +207,3 @@ def _image(setting: Setting) -> Tensor:
     data = setting.train
     source = as_pair(next(iter(data)), "train")[0] if isinstance(data, DataLoader) else [as_pair(data[0], "train")[0]]
     return torch.as_tensor(source[0])
-
-
-def _numbers(values: float | Sequence[float] | None, default: float) -> tuple[float, ...]:
-    return tuple(torch.as_tensor(default if values is None else values, dtype=torch.float64).flatten().tolist())

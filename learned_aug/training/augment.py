@@ -16,8 +16,8 @@ from torchvision.transforms.v2 import functional as tv
 
 from learned_aug.config import AugmenterConfig
 from learned_aug.influence.head import borrowed
+from learned_aug.runtime.checks import SLACK
 from learned_aug.training.reader import first_tensor
-from learned_aug.transform import SLACK
 
 __all__ = ["Augment", "Chain", "Cutout", "Mixing", "applied", "batched", "check_units", "each", "parts"]
 
