@@ -20,13 +20,13 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from learned_aug.influence.solvers import Solver
 from learned_aug.runtime.data import Data, apply_baseline
 from learned_aug.runtime.lock import FolderInUseError, FolderLock, lock_folder, locked_here
 from learned_aug.runtime.rng import forked
-from learned_aug.runtime.stream import Stream
+from learned_aug.runtime.stream import glance
 from learned_aug.weights.files import write_atomic
 
 __all__ = ["Checkpoint", "CheckpointError", "digest_of", "fingerprint"]
@@ -34,7 +34,6 @@ __all__ = ["Checkpoint", "CheckpointError", "digest_of", "fingerprint"]
 MAGIC = b"learned-aug checkpoint 1"
 NAMES = ("fit-0.ckpt", "fit-1.ckpt")
 TENSOR = "__tensor__"
-GLANCE = 16  # images of a data set that stand for all of them
 
 
 class CheckpointError(Exception):
@@ -222,7 +221,7 @@ def fingerprint(
     for name, value in settings.items():
         out.update(_fields(name, value))
     for name, source in data.items():
-        images, labels = _glance(source, name, seed)
+        images, labels = glance(source, name, seed)
         out[f"number of {name} images"] = _length(source)
         out[f"{name} images (digest of some)"] = digest(images, labels)
         if name == "train":
@@ -245,16 +244,6 @@ def _fields(name: str, value: Any) -> dict[str, str]:
         return {name: repr(value)}
     parts = (_fields(f"{name}.{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value))
     return {key: text for part in parts for key, text in part.items()}
-
-
-def _glance(data: Data, name: str, seed: int) -> tuple[Tensor, Tensor]:
-    """Return a few (images, labels): spread over a Dataset, the first ones of a loader."""
-    if not isinstance(data, DataLoader):
-        size: int = len(data)  # type: ignore[arg-type]
-        data = Subset(data, [size * k // GLANCE for k in range(GLANCE)] if size > GLANCE else range(size))
-    batches = Stream(data, name, "glance", seed=seed, batch_size=GLANCE, device=torch.device("cpu")).once()
-    images, labels = next(batches)
-    return images[:GLANCE], labels[:GLANCE]
 
 
 def _length(data: Data) -> str:

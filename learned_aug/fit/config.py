@@ -11,7 +11,7 @@ from learned_aug.fit.dropout import DropoutConfig
 from learned_aug.fit.linear import LinearConfig
 from learned_aug.fit.pretrain import PretrainConfig
 from learned_aug.influence.s_val import InfluenceConfig
-from learned_aug.runtime.checks import check_at_least
+from learned_aug.runtime.checks import check_at_least, check_seed
 
 __all__ = ["FitConfig"]
 
@@ -41,6 +41,7 @@ class FitConfig:
             TypeError: if a part is of another type.
         """
         check_at_least(self, batch_size=2)
+        check_seed(self.seed, "FitConfig.seed")
         kinds: dict[str, tuple[type, ...]] = {
             "pretrain": (PretrainConfig, type(None)),
             "influence": (InfluenceConfig,),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.config import AugmenterConfig
-from learned_aug.runtime.checks import check_images, check_range, numbers
+from learned_aug.runtime.checks import check_images, check_range, check_seed, numbers
 from learned_aug.runtime.distributed import broadcast_
 from learned_aug.runtime.rng import generator
 
@@ -44,7 +44,7 @@ def prior(
         shift, scale = numbers(mean, 0.0), numbers(std, 1.0)
         check_range(images, shift, scale)
         config = AugmenterConfig(channels=images.shape[1], size=max(images.shape[-2:]), mean=shift, std=scale)
-    draws = generator(seed, "prior")
+    draws = generator(check_seed(seed), "prior")
     augmenter = Augmenter(config, generator=draws).to(images.device).calibrate_(images.float(), generator=draws)
     broadcast_(*augmenter.state_dict().values())
     return augmenter

@@ -31,7 +31,7 @@ from learned_aug.runtime.data import Data, as_pair, check_source
 from learned_aug.runtime.distributed import broadcast_, rank, span, world_size
 from learned_aug.runtime.events import Event, OnEvent
 from learned_aug.runtime.rng import forked, generator
-from learned_aug.runtime.stream import Stream
+from learned_aug.runtime.stream import Stream, check_alike
 
 __all__ = ["Influence", "Setting", "Tap"]
 
@@ -149,6 +149,7 @@ class Setting:
 
     def check(self) -> None:
         """Refuse, before any work, what the first images show to be impossible."""
+        check_alike(train=self.train, val=self.val)
         images, _ = next(self.probe(1))
         check_differentiable(self.tap, images)
 
@@ -239,7 +240,7 @@ def bounded(data: Data, name: str, batch_size: int) -> int:
 def _reported(stream: Stream, notify: OnEvent) -> Iterator[tuple[Tensor, Tensor]]:
     for step, batch in enumerate(stream.once(), 1):
         yield batch
-        notify(Event(f"{stream.name} features", step, max(step, stream.batches)))
+        notify(Event(f"{stream.name} features", step, stream.batches))
 
 
 def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ __all__ = [
     "check_labels",
     "check_logits",
     "check_range",
+    "check_seed",
     "check_targets",
     "model_errors_named",
     "numbers",
@@ -97,6 +99,18 @@ def check_range(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
         raise ValueError(
             f"images must be in [0, 1] {when}, got [{low:.2f}, {high:.2f}]; pass the mean= and std= of their Normalize"
         )
+
+
+def check_seed(seed: Any, name: str = "seed") -> int:
+    """Refuse what is no integer, which would be cut to one in silence, and return it.
+
+    Raises:
+        TypeError: if it is something else.
+    """
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {seed!r}; give one such as 0") from None
 
 
 def numbers(values: float | Sequence[float] | None, default: float) -> tuple[float, ...]:

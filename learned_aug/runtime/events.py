@@ -25,7 +25,7 @@ class Event:
     Attributes:
         stage: such as "pretrained" or "fitted".
         step: steps done, up to `total`; 0 is what the stage starts from.
-        total: steps of the stage, at most.
+        total: steps of the stage, at most; 0 if that is not known, as of a loader without a length.
         metrics: name to value; units in the docstring of the stage.
     """
 
@@ -79,7 +79,7 @@ class _Bar:
         self.stage = event.stage
         done = max(0, event.step - 1)
         self.bar: tqdm[Any] = tqdm(
-            total=event.total, initial=done, desc=event.stage, unit="step", dynamic_ncols=True, file=sys.stderr
+            total=event.total or None, initial=done, desc=event.stage, unit="step", dynamic_ncols=True, file=sys.stderr
         )
 
     @property
@@ -111,12 +111,14 @@ class _Lines:
         now = time.monotonic()
         tenth = TENTHS * event.step // max(1, event.total)
         rate = (now - self.started) / max(1, event.step - self.first)
-        line = f"{event.stage}: {event.step}/{event.total}, {now - self.started:.0f} s"
+        of = f"/{event.total}" if event.total else ""
+        line = f"{event.stage}: {event.step}{of}, {now - self.started:.0f} s"
         if event.step < event.total:
             line += f", {rate * (event.total - event.step):.0f} s left"
         self.waiting = line + "".join(f", {name}={value}" for name, value in metrics.items())
         late = now - self.written >= self.patience
-        if event.step >= event.total or late or (tenth > self.tenth and now - self.written >= SOONEST):
+        last = 0 < event.total <= event.step
+        if last or late or (event.total and tenth > self.tenth and now - self.written >= SOONEST):
             if late:
                 self.patience = min(2 * self.patience, LONGEST)
             self.tenth, self.written = tenth, now

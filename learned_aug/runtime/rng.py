@@ -20,7 +20,8 @@ __all__ = ["Reseed", "derived", "forked", "generator"]
 
 def derived(*where: int | str) -> int:
     """Derive a seed of 63 bits for a place, such as (seed, "maximize", step)."""
-    digest = hashlib.sha256(repr(where).encode()).digest()
+    plain = tuple(part if isinstance(part, str) else int(part) for part in where)  # numpy writes its integers otherwise
+    digest = hashlib.sha256(repr(plain).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 

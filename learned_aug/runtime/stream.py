@@ -9,12 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Subset, default_collate
 
+from learned_aug.runtime.checks import SLACK
 from learned_aug.runtime.data import Data, apply_baseline, as_pair, check_batch, check_source, collate_errors_named
 from learned_aug.runtime.rng import forked, generator
 
-__all__ = ["Stream"]
+__all__ = ["Stream", "check_alike", "glance"]
+
+GLANCE = 16  # images of a data set that stand for all of them
+ROUNDING = 0.1  # how far images in [0, 1] leave that range when they are resized
 
 
 class Stream:
@@ -187,3 +191,34 @@ class Stream:
             start += len(images)
         if not start:
             raise ValueError(f"{self.name} must hold at least one sample, got none of its loader; check its sampler")
+
+
+def glance(data: Data, name: str, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return a few (images, labels): spread over a Dataset, the first ones of a loader."""
+    if not isinstance(data, DataLoader):
+        check_source(data, name)
+        size: int = len(data)  # type: ignore[arg-type]
+        data = Subset(data, [size * k // GLANCE for k in range(GLANCE)] if size > GLANCE else range(size))
+    batches = Stream(data, name, "glance", seed=seed, batch_size=GLANCE, device=torch.device("cpu")).once()
+    images, labels = next(batches)
+    batches.close()
+    return images[:GLANCE], labels[:GLANCE]
+
+
+def check_alike(**sources: Data) -> None:
+    """Refuse data sets of which some hold images in [0, 1] and others normalized ones.
+
+    Args:
+        sources: name to data.
+
+    Raises:
+        ValueError: with the value ranges of a few images of each.
+    """
+    ranges = {name: tuple(map(float, glance(data, name)[0].aminmax())) for name, data in sources.items()}
+    plain = [low >= -ROUNDING and high <= 1 + ROUNDING for low, high in ranges.values()]
+    normalized = [low < -SLACK or high > 1 + SLACK for low, high in ranges.values()]
+    if any(plain) and any(normalized):
+        got = " and ".join(f"[{low:.2f}, {high:.2f}] of {name}" for name, (low, high) in ranges.items())
+        raise ValueError(
+            f"{' and '.join(ranges)} must be normalized alike, got values in {got}; give all of them the same Normalize"
+        )

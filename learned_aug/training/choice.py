@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.influence.s_val import InfluenceConfig
-from learned_aug.runtime.checks import check_range
+from learned_aug.runtime.checks import check_range, check_seed
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.distributed import rank
 from learned_aug.runtime.rng import generator
@@ -107,7 +107,7 @@ class DrawChoice:
                 self._draw[name] = each(self.recorders[name], mean=mean, std=std)
             else:
                 self._draw[name] = None if source is None else batched(source, mean=mean, std=std)
-        self.generator = generator(seed, "choice", rank())
+        self.generator = generator(check_seed(seed), "choice", rank())
         self.tally = Tally(list(self.sources), every)
         self.calls = 0
         self._warned = False

@@ -28,9 +28,11 @@ from torch.utils.data import (
 from tqdm.auto import tqdm
 
 from learned_aug.augmenter import Augmenter
+from learned_aug.runtime.checks import check_seed
 from learned_aug.runtime.data import Data, check_source
 from learned_aug.runtime.events import Event, OnEvent, ProgressBars
 from learned_aug.runtime.rng import forked
+from learned_aug.runtime.stream import check_alike
 from learned_aug.training.arms import CONTROL, Arm, Setting, build, describe, reads_val
 from learned_aug.training.augment import parts
 from learned_aug.training.comparison import Comparison, Training
@@ -98,16 +100,19 @@ def compare(
     Raises:
         ValueError: if there is no arm or no seed, an arm is unknown or returns other shapes or labels, `make_model`
             gives the same object twice, a training diverges, or the folder holds trainings of other settings.
+        TypeError: if a seed is no integer.
         OSError: if another process works in the folder, or it cannot be written.
     """
     task = _Task(make_model, train, test, _arms(arms), val, config or RetrainConfig(), baseline, mean, std)
     task.check()
-    if isinstance(seeds, int) or not seeds:
-        got = f"{seeds}; give range({seeds})" if isinstance(seeds, int) else "none; add some"
-        raise ValueError(f"seeds must hold at least one, got {got}")
+    if isinstance(seeds, int):
+        raise ValueError(f"seeds must hold at least one, got {seeds}; give range({seeds})")
+    seeds = list(dict.fromkeys(check_seed(seed, "each of seeds") for seed in seeds))
+    if not seeds:
+        raise ValueError("seeds must hold at least one, got none; add some")
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
-    todo = [(arm, seed) for seed in dict.fromkeys(map(int, seeds)) for arm in task.arms]
+    todo = [(arm, seed) for seed in seeds for arm in task.arms]
     with Ledger(checkpoint_dir, {} if checkpoint_dir is None else task.settings()) as ledger, ProgressBars() as bars:
         done = {job: kept for job in todo if (kept := ledger.read(*job, describe(task.arms[job[0]]))) is not None}
         listeners = ([bars] if progress else []) + ([on_event] if on_event is not None else [])
@@ -173,7 +178,7 @@ class _Task:
 
         Raises:
             ValueError: if `make_model` gives a model twice, an arm lacks the hyper-validation set or is for images of
-                another normalization, or the control could not train on both sets.
+                another normalization, the control could not train on both sets, or not all are normalized alike.
         """
         for name, data in (("train", self.train), ("test", self.test)):
             check_source(data, name)
@@ -193,6 +198,7 @@ class _Task:
         for arm in self.arms.values():
             if isinstance(arm, (Augmenter, LearnedAugment)):
                 build(arm, setting)  # which refuses those for another normalization
+        check_alike(train=self.train, test=self.test, **({} if self.val is None else {"val": self.val}))
 
     def settings(self) -> dict[str, str]:
         """Return what the trainings in a folder must agree in, as short texts."""

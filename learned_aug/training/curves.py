@@ -17,9 +17,10 @@ from learned_aug.influence.head import HeadTap, borrowed, collect
 from learned_aug.influence.layer import find_head
 from learned_aug.influence.s_val import InfluenceConfig, solve_s_val
 from learned_aug.influence.scores import influence_aug
+from learned_aug.runtime.checks import check_seed
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.rng import generator
-from learned_aug.runtime.stream import Stream
+from learned_aug.runtime.stream import Stream, check_alike
 from learned_aug.viz import strength_panels
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ def strength_curves(
         raise ValueError(f"levels must be positive numbers, got {tuple(levels)}")
     if augmenter is not None and augmenter.config.version == 1:
         raise ValueError("augmenter must have strengths by family, got weights of version 1; use learned_aug.prior")
-    config = config if config is not None else InfluenceConfig()
+    check_alike(train=train, val=val)
+    config, seed = config if config is not None else InfluenceConfig(), check_seed(seed)
     tap = HeadTap(model, find_head(model, head))
     device = tap.head.weight.device
     with borrowed(model), tap:

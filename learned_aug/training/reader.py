@@ -24,7 +24,7 @@ from learned_aug.runtime.checks import (
     model_errors_named,
 )
 from learned_aug.runtime.data import Data
-from learned_aug.runtime.stream import Stream
+from learned_aug.runtime.stream import Stream, check_alike
 
 __all__ = ["Loss", "Reader", "first_tensor"]
 
@@ -85,6 +85,7 @@ class Reader:
                 Stream(data, name, "snapshot", seed=0, batch_size=256, device=device)  # type: ignore[arg-type]
                 for data, name in ((train, "train"), (val, "val"))
             )
+            check_alike(train=train, val=val)  # type: ignore[arg-type]
 
     @property
     def dtype(self) -> torch.dtype:

@@ -20,6 +20,7 @@ from learned_aug.runtime.checks import (
     check_labels,
     check_logits,
     check_range,
+    check_seed,
     model_errors_named,
 )
 from learned_aug.runtime.data import Data
@@ -107,7 +108,7 @@ def retrain(
         train,
         "train",
         "retrain",
-        seed=seed,
+        seed=check_seed(seed),
         batch_size=config.batch_size,
         device=weight.device,
         dtype=weight.dtype,

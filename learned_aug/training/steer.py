@@ -15,7 +15,7 @@ from learned_aug.fit.prior import prior
 from learned_aug.fit.tilt import tilted
 from learned_aug.influence.problem import Head
 from learned_aug.influence.s_val import InfluenceConfig
-from learned_aug.runtime.checks import check_range
+from learned_aug.runtime.checks import check_range, check_seed
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.distributed import rank
 from learned_aug.runtime.rng import generator
@@ -124,7 +124,7 @@ class SteeredDraws:
             check_units(augmenter.config, mean, std)
         self.model, self.augmenter = model, augmenter
         self.period, self.tilt, self.gate, self.warmup = period, tilt, gate, warmup
-        self.mean, self.std, self.every, self.seed = mean, std, every, seed
+        self.mean, self.std, self.every, self.seed = mean, std, every, check_seed(seed)
         self.reader = Reader(model, by=by, loss=loss, train=train, val=val, config=config, head=head)
         self.generator = generator(seed, "steered draws", rank())
         self.calls = 0

@@ -1,5 +1,6 @@
 """The one check of labels, and that all entry points make it."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -118,3 +119,38 @@ def test_one_logit_is_refused_by_fit_before_any_event():
     with pytest.raises(ValueError, match="at least 2 classes, got 1"):
         learned_aug.fit(model, *data, progress=False, on_event=events.append)
     assert events == []
+
+
+# Seeds
+
+MODEL = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+PIXELS = TensorDataset(torch.rand(8, 3, 2, 2), torch.arange(8) % 4)
+SEEDED = {
+    "retrain": lambda seed: learned_aug.retrain(MODEL, PIXELS, learned_aug.RetrainConfig(steps=1), seed=seed),
+    "steered draws": lambda seed: learned_aug.SteeredDraws(MODEL, seed=seed),
+    "choice": lambda seed: learned_aug.DrawChoice(MODEL, None, seed=seed),
+    "prior": lambda seed: learned_aug.prior(torch.rand(4, 3, 8, 8), seed=seed),
+    "settings of a fit": lambda seed: learned_aug.FitConfig(seed=seed),
+    "compare": lambda seed: learned_aug.compare(
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 4)),
+        PIXELS,
+        PIXELS,
+        ["baseline"],
+        config=learned_aug.RetrainConfig(steps=1),
+        seeds=[seed],
+        progress=False,
+    ),
+}
+
+
+@pytest.mark.parametrize("seed", [1.5, 2.0, "3", None, torch.tensor(0.5)], ids=str)
+@pytest.mark.parametrize("name", SEEDED)
+def test_a_seed_that_is_no_integer_is_refused(name, seed):
+    with pytest.raises(TypeError, match=r"must be an integer, got .*; give one such as 0"):
+        SEEDED[name](seed)
+
+
+@pytest.mark.parametrize("seed", [3, np.int64(3), torch.tensor(3)], ids=repr)
+@pytest.mark.parametrize("name", SEEDED)
+def test_integers_of_any_kind_are_seeds(name, seed):
+    SEEDED[name](seed)

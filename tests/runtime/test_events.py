@@ -70,6 +70,14 @@ def test_bar_of_a_resumed_stage_starts_where_the_stage_does_and_shows_rate_and_r
     assert re.search(r"resumed: +100%.*10/10 \[00:0\d<00:00, +\d.*step/s", shown)
 
 
+def test_bar_of_a_stage_of_unknown_length_counts(terminal):
+    stream = terminal()
+    with ProgressBars() as bars:
+        for step in (1, 2, 3):
+            bars(Event("reading", step, 0))
+    assert re.search(r"reading: 3step", stream.getvalue())
+
+
 # In a log file
 
 
@@ -147,3 +155,15 @@ def test_example_writes_scalars_as_tensorboard_takes_them():
     writer = Writer()
     EXAMPLE["scalars"](writer)(Event("maximize", 4, 9, {"moved": 0.5, "cross_entropy": 2.0}))
     assert writer == [("maximize/moved", 0.5, 4), ("maximize/cross_entropy", 2.0, 4)]
+
+
+def test_log_of_a_stage_of_unknown_length_has_a_line_now_and_then_and_one_at_its_end(capsys, clock):
+    with ProgressBars() as bars:
+        for step in range(1, 101):
+            clock[0] += 1
+            bars(Event("reading", step, 0))
+    assert lines(capsys) == [
+        "reading: 31, 30 s",
+        "reading: 91, 90 s",
+        "reading: 100, 99 s",
+    ]

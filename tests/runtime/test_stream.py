@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torchvision.transforms import v2
 
 from learned_aug.runtime.rng import derived, forked
-from learned_aug.runtime.stream import Stream
+from learned_aug.runtime.stream import Stream, check_alike, glance
 
 CPU = torch.device("cpu")
 CROP = v2.RandomCrop(4, padding=2)
@@ -172,3 +172,36 @@ def test_fork_gives_back_the_generators_when_its_body_raises():
 def test_derived_seeds_depend_on_every_part_of_the_place():
     places = [(0,), (1,), (0, 0), (0, "0"), ("0", 0), (0, "a", 1), (0, "a1")]
     assert len({derived(*place) for place in places}) == len(places)
+
+
+def test_a_seed_of_numpy_draws_as_python_s():
+    assert derived(np.int64(3), "order") == derived(3, "order")
+
+
+# A look at the data
+
+
+def test_a_glance_takes_images_from_all_over_a_data_set():
+    data = TensorDataset(torch.rand(160, 1, 2, 2), torch.arange(160))
+    assert glance(data, "train")[1].tolist() == list(range(0, 160, 10))
+    assert glance(DataLoader(data, 7), "train")[1].tolist() == list(range(7))
+
+
+PLAIN = torch.linspace(0, 1, 48).view(4, 3, 2, 2)
+LABELS = torch.arange(4)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_data_of_which_some_are_normalized_are_refused(count):
+    plain, normalized = (TensorDataset(x[-count:], torch.zeros(count).long()) for x in (PLAIN, (PLAIN - 0.5) / 0.25))
+    for train, val in ((plain, normalized), (DataLoader(normalized), plain)):
+        with pytest.raises(
+            ValueError, match=r"train and val must be normalized alike, got values in \[.* of val; give all"
+        ):
+            check_alike(train=train, val=val)
+    check_alike(train=normalized, test=normalized)
+
+
+@pytest.mark.parametrize("other", [PLAIN / 2, PLAIN * 1.2 - 0.1, PLAIN * 1.8 - 0.4])
+def test_dark_images_and_those_that_resizing_left_outside_the_range_are_no_normalized_ones(other):
+    check_alike(train=TensorDataset(PLAIN, LABELS), val=TensorDataset(other, LABELS))
