@@ -42,7 +42,7 @@ from learned_aug.cli.report import Parts, png
 from learned_aug.cli.settings import add_setting
 from learned_aug.cli.work import Work, add_data_arguments, keep_folder
 from learned_aug.runtime.events import Event, ProgressBars
-from learned_aug.training.arms import ARMS, Arm
+from learned_aug.training.arms import ARMS, Arm, describe
 from learned_aug.training.compare import compare
 from learned_aug.training.comparison import Comparison, difference
 from learned_aug.training.ledger import networks_of
@@ -86,10 +86,13 @@ def run(args: argparse.Namespace) -> str:
         ValueError: for what the user can fix, in one line; or an OSError, RuntimeError or ImportError.
         IncompleteError: if the table is written, and the picture is missing.
     """
-    if args.seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, got {args.seeds}")
+    for option in ("seeds", "jobs"):
+        if (count := getattr(args, option)) < 1:
+            raise ValueError(f"--{option} must be at least 1, got {count}")
     config = RetrainConfig(steps=args.steps, batch_size=args.batch_size, lr=args.lr)
     arms: dict[str, Arm] = {name: name for name in args.arms}
+    for named in arms.values():
+        describe(named)  # which refuses unknown ones, before the images are read
     for name in dict.fromkeys(args.augmenter):
         if (arm := _arm_name(name)) in ARMS or arm in arms:
             raise ValueError(

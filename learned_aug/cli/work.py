@@ -102,6 +102,8 @@ class Work:
     def __init__(self, args: argparse.Namespace, schedule: RetrainConfig | None) -> None:
         if args.workers < 0:
             raise ValueError(f"--workers must be 0 or more, got {args.workers}")
+        if args.size < 1:
+            raise ValueError(f"--size must be the side of the images in pixels, got {args.size}; give one such as 224")
         check_device(args.device)
         self.args, self.schedule = args, schedule
         self.channels = 1 if args.gray else 3

@@ -99,6 +99,8 @@ def test_what_cannot_be_compared_is_said_in_one_line(some, compared, images, tmp
     assert not list((tmp_path / "out").glob("trainings/*-0.json"))
     assert "arms must be of baseline, TrivialAugmentWide" in refused("--arms", "magic")
     assert "--seeds must be at least 1" in refused("--seeds", "0")
+    assert "--jobs must be at least 1" in refused("--jobs", "0")
+    assert "--size must be the side of the images in pixels, got 0" in refused("--size", "0")
     assert "config.steps was 4, is 5" in refused("--steps", "5", "--arms", "baseline", out=compared)
     assert "cnn4 does not take images of 1 x 64 x 64" in refused("--size", "64")
     shutil.rmtree(some / "test")
