@@ -35,7 +35,7 @@ class Cell:
     flip: bool = False
     """Whether a mirror image keeps its label; if so all arms flip at random. All arms crop."""
     model: str = "resnet8"
-    """"resnet8", of width 16, or "all-conv", of width 16."""
+    """"resnet8" or "all-conv", both of width 16, or "wrn-16-2", a Wide-ResNet."""
     side: int = 32
     gray: bool = False
 
@@ -56,6 +56,8 @@ CELLS = {
     "color-10": Cell("color", 10),
     "color-60": Cell("color", 60),
 }
+# Cells of a classifier nine times as large: is the gain a property of a tiny network?
+LARGER = {f"{name}-wrn": dataclasses.replace(CELLS[name], model="wrn-16-2") for name in ("color-10", "sign-10")}
 
 
 class Pixels(Dataset):
@@ -113,7 +115,8 @@ class Fold:
         channels = self.train.images.shape[1]
         if kind == "all-conv":
             return BFloat16(all_conv(16, channels, self.classes))
-        network = residual_network(8, 16, self.classes)
+        depth, width = (16, 32) if kind == "wrn-16-2" else (8, 16)
+        network = residual_network(depth, width, self.classes)
         if channels != 3:
             network[0] = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
         return BFloat16(network)
