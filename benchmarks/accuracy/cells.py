@@ -56,8 +56,13 @@ CELLS = {
     "color-10": Cell("color", 10),
     "color-60": Cell("color", 60),
 }
-# Cells of a classifier nine times as large: is the gain a property of a tiny network?
-LARGER = {f"{name}-wrn": dataclasses.replace(CELLS[name], model="wrn-16-2") for name in ("color-10", "sign-10")}
+# Is the gain a property of a tiny network? And with how many labels does a choice that reads some of them pay?
+BESIDE = {
+    "color-10-wrn": dataclasses.replace(CELLS["color-10"], model="wrn-16-2"),
+    "sign-10-wrn": dataclasses.replace(CELLS["sign-10"], model="wrn-16-2"),
+    "color-200": Cell("color", 200),
+    "color-500": Cell("color", 500),
+}
 
 
 class Pixels(Dataset):

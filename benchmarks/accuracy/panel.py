@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 import torchvision
-from cells import CELLS, LARGER, Cell, Fold, Pixels, batches, fold
+from cells import BESIDE, CELLS, Cell, Fold, Pixels, batches, fold
 from paired import compare
 from scipy import stats
 from torch import nn
@@ -141,7 +141,7 @@ def table(rows: list[dict[str, Any]], key: str = "test_error") -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="root folder of the data sets")
-    parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=[*CELLS, *LARGER], help="(the nine)")
+    parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=[*CELLS, *BESIDE], help="(the nine)")
     parser.add_argument("--arms", nargs="+", default=MAIN, help=f"({' '.join(MAIN)})")
     parser.add_argument("--seeds", default="50-59", help="such as 50-59 (%(default)s)")
     parser.add_argument("--set", metavar="DIR", help="a folder below ROOT to run in place of the cells")
@@ -161,7 +161,7 @@ def main() -> None:
             describe(arm)
     except ValueError as error:
         parser.error(f"{error}; controls are {', '.join(CONTROLS)}")
-    cells = {name: (CELLS | LARGER)[name] for name in args.cells}
+    cells = {name: (CELLS | BESIDE)[name] for name in args.cells}
     if args.set:
         values = {field.name: getattr(args, field.name) for field in dataclasses.fields(Cell)[1:]}
         cells = {f"{args.set}-{args.per_class}": Cell(args.set, **values)}
