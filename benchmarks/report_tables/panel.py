@@ -30,6 +30,9 @@ PANEL_CELLS = {
     "cifar10-500": "CIFAR-10, 500",
     "cifar10-1000": "CIFAR-10, 1,000",
 }
+# Beside the nine: a larger classifier, and more labels for a choice that reads some of them.
+LARGER_CELLS = {"color-10-wrn": "digits in color, 10", "sign-10-wrn": "sign digits, 10"}
+CHOICE_CELLS = {**PANEL_CELLS, "color-200": "digits in color, 200", "color-500": "digits in color, 500"}
 PANEL_ARMS = {
     "baseline": "crop, flip",
     "TrivialAugmentWide": "TrivialAugmentWide",
@@ -64,11 +67,11 @@ def panel_rows() -> list[Row]:
     return read_rows("accuracy/results/panel.jsonl")
 
 
-def panel_errors(rows: Iterable[Row]) -> Errors:
-    """Return the test errors of trainings."""
+def panel_errors(rows: Iterable[Row], part: str = "test") -> Errors:
+    """Return the errors of trainings on a part of the data, "test" or "val"."""
     found: Errors = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        found[row["cell"]][row["arm"]][row["seed"]] = 100 * row["test_error"]
+        found[row["cell"]][row["arm"]][row["seed"]] = 100 * row[f"{part}_error"]
     return found
 
 
@@ -88,7 +91,9 @@ def difference(one: Mapping[int, float], other: Mapping[int, float]) -> str:
     return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}], {sum(one[s] < other[s] for s in seeds)} of {len(seeds)}"
 
 
-def side_by_side(arms: Mapping[str, str], ours: str, others: Mapping[str, str], text: str) -> str:
+def side_by_side(
+    arms: Mapping[str, str], ours: str, others: Mapping[str, str], text: str, cells: Mapping[str, str] = PANEL_CELLS
+) -> str:
     """Return a table of the errors of arms by cell, and of the paired differences of one of them to others.
 
     Args:
@@ -96,12 +101,13 @@ def side_by_side(arms: Mapping[str, str], ours: str, others: Mapping[str, str], 
         ours: the arm of which the differences are.
         others: what it is compared with, arm to the head of the column.
         text: caption.
+        cells: the rows, cell to name.
     """
-    rows = [row for row in panel_rows() if row["arm"] in arms]
+    rows = [row for row in panel_rows() if row["arm"] in arms and row["cell"] in cells]
     if not rows:
         return NOTHING
     errors, lines = panel_errors(rows), []
-    for cell, name in PANEL_CELLS.items():
+    for cell, name in cells.items():
         if ours in (found := errors[cell]):
             shown = [mean_std(list(found[arm].values())) if arm in found else "" for arm in arms]
             lines.append([name, *shown, *(difference(found[ours], found[arm]) for arm in others)])
@@ -116,6 +122,36 @@ def _() -> str:
         {"prior": "steered minus prior", "TrivialAugmentWide": "steered minus TAW"},
         "Test error %, mean ± standard deviation over seeds; differences in points, paired by seed, with 95 % "
         "t-intervals, and the seeds in which steering is better.",
+    )
+
+
+@table("panel-larger")
+def _() -> str:
+    return side_by_side(
+        {arm: PANEL_ARMS[arm] for arm in MAIN[1:]},
+        "steered",
+        {"prior": "steered minus prior", "TrivialAugmentWide": "steered minus TAW"},
+        "As in the first table, with a Wide-ResNet-16-2 in place of the ResNet-8.",
+        LARGER_CELLS,
+    )
+
+
+@table("panel-held-out")
+def _() -> str:
+    rows = [row for row in panel_rows() if row["arm"] in ("prior", "steered", "untilted")]
+    test, val = (panel_errors(rows, part) for part in ("test", "val"))
+    lines = []
+    for cell, name in PANEL_CELLS.items():
+        pairs = [(part[cell], other) for other in ("prior", "untilted") for part in (test, val)]
+        if "steered" in test[cell]:
+            lines.append([name, *(difference(arms["steered"], arms.get(other, {})) for arms, other in pairs)])
+    if not lines:
+        return NOTHING
+    heads = [f"minus {other}, {part}" for other in ("prior", "share and strength alone") for part in ("test", "rest")]
+    return markdown(["data, labels per class", *heads], lines) + panel_caption(
+        "Steered draws, as in the first table: on the test images, and on the rest of the training part of the data, "
+        "5,000 images at most, which nothing in these seeds was chosen on or trained with.",
+        rows,
     )
 
 
@@ -180,6 +216,7 @@ def _() -> str:
         CHOSEN,
         {"TrivialAugmentWide": "difference"},
         "As in the first table. The arm that reads labels trains on four fifths of them, the influence reads the rest.",
+        CHOICE_CELLS,
     )
 
 
