@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -76,6 +77,7 @@ class Reader:
         self.model, self.by, self.loss = unwrap(model), by, loss
         self.config = config if config is not None else InfluenceConfig()
         self.influence: tuple[Head, Tensor] | None = None
+        self.loss_at_start: float | None = None  # mean at the first images, of losses other than the cross-entropy
         self._zero_seen = False
         self._classes = 0  # of the model's outputs; 0 before the first batch
         if by == "influence":
@@ -125,6 +127,11 @@ class Reader:
                 f"labels must be a tensor with one entry per image, got {type(labels).__name__}; stack what loss= "
                 "needs into one, or let loss= look it up by an index"
             )
+        if isinstance(labels, Tensor) and labels.ndim > 2:
+            raise ValueError(
+                f"labels must be (B,) or (B, K), got {tuple(labels.shape)}: maps and boxes would stay where they are "
+                "while images are warped; augment both together with LearnedAugment"
+            )
         first = not self._classes
         # A look at values on an accelerator would make it wait, at each call.
         looks = first or (isinstance(labels, Tensor) and labels.device.type == "cpu")
@@ -170,6 +177,8 @@ class Reader:
             if self.loss is None:
                 check_logits(output, len(images), "pass loss= for outputs of another form")
                 check_class_range(labels.new_zeros(1, dtype=torch.long), classes)
+            else:
+                self._measure_start(self._losses(output, labels))
             if steers:
                 gradient = None
                 if output.requires_grad:
@@ -200,7 +209,7 @@ class Reader:
             labels: what the loss takes.
 
         Returns:
-            The score (B,), differentiable, and the probability (B,) of the label, exp(-loss) at most 1.
+            The score (B,), differentiable, and the probability (B,) of the label, of soft ones their expected one.
 
         Raises:
             RuntimeError: if s_val is not solved yet.
@@ -209,7 +218,7 @@ class Reader:
             if self.by == "loss":
                 output = first_tensor(self.model(self._input(images)))
                 losses = self._losses(output, labels)
-                return losses, losses.detach().neg().exp().clamp(max=1)
+                return losses, self._probability(output, labels, losses)
             with self.tap:
                 features, output = self.tap(images.to(self.dtype))
         if self.influence is None:
@@ -218,7 +227,7 @@ class Reader:
         losses = self._losses(output, labels)
         seen = head(features.to(ihvp.dtype), labels)
         score = -influence_up(ihvp, seen, self.config.label_smoothing)
-        return score, losses.detach().neg().exp().clamp(max=1)
+        return score, self._probability(output, labels, losses)
 
     def gradient(self, score: Tensor, masks: Tensor) -> Tensor:
         """Take the gradient of the scores with respect to the masks whose draws they are.
@@ -254,6 +263,22 @@ class Reader:
                 "the learning rate, or check its weights"
             )
         return losses
+
+    def _probability(self, output: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
+        """Return the probability of the labels (B,), detached; of another loss a figure that behaves like it."""
+        losses = losses.detach()
+        if self.loss is not None:
+            # As of a cross-entropy, which starts at log K: so scale and reduction of the loss do not matter.
+            classes = max(2, output.shape[1] if output.ndim > 1 else 1)
+            return (-math.log(classes) * losses / self._measure_start(losses)).exp().clamp(max=1)
+        if labels.ndim == 2:
+            return (output.detach().float().softmax(1) * labels).sum(1)
+        return losses.neg().exp()
+
+    def _measure_start(self, losses: Tensor) -> float:
+        if self.loss_at_start is None:
+            self.loss_at_start = max(float(losses.detach().mean()), torch.finfo(torch.float32).tiny)
+        return self.loss_at_start
 
     def _loss_of(self, output: Tensor, labels: Tensor) -> Tensor:
         if self.loss is None:

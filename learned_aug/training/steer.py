@@ -65,7 +65,8 @@ class SteeredDraws:
             that of `augmenter`.
         std: standard deviation of that normalization.
         loss: from the model's output and the labels to one loss per sample, (B,); by default the cross-entropy, for
-            class indices and soft labels.
+            class indices and soft labels. Losses have no probability: what follows it follows 1/K, for K outputs, to
+            the power of the loss over its mean at the first batch instead.
         by: "loss"; or "influence", which steers to a lower influence on `val` instead and needs both data sets.
         train: (image, label) pairs without augmentation, for ``by="influence"``.
         val: the hyper-validation set, for ``by="influence"``; errors on it are no longer honest.
@@ -122,11 +123,10 @@ class SteeredDraws:
             )
         if augmenter is not None:
             check_units(augmenter.config, mean, std)
-        self.model, self.augmenter = model, augmenter
+        self.model, self.augmenter, self._given = model, augmenter, augmenter
         self.period, self.tilt, self.gate, self.warmup = period, tilt, gate, warmup
         self.mean, self.std, self.every, self.seed = mean, std, every, check_seed(seed)
         self.reader = Reader(model, by=by, loss=loss, train=train, val=val, config=config, head=head)
-        self.generator = generator(seed, "steered draws", rank())
         self.calls = 0
         self.confidence = 0.0
         self.metrics: dict[str, float] = {}
@@ -155,16 +155,19 @@ class SteeredDraws:
         if reads and (self.calls - self.warmup) % self.every == 0:
             self.reader.renew()
         reads = reads and (self.calls - self.warmup) % self.period == 0
+        # A function of the call: processes differ, also after they loaded one state.
+        source = generator(self.seed, "steered draws", rank(), self.calls)
         self.calls += 1
         share, strength = (low + self.confidence * (high - low) for low, high in (self.share, self.strength))
         count = round(share * images.shape[0])
         if not count and share:  # of a small batch, which would never be augmented
-            count = int(float(torch.rand((), generator=self.generator)) < share * images.shape[0])
-        chosen = torch.randperm(images.shape[0], generator=self.generator)[:count].to(images.device)
+            count = int(float(torch.rand((), generator=source)) < share * images.shape[0])
+        chosen = torch.randperm(images.shape[0], generator=source)[:count].to(images.device)
         part = images[chosen]
-        noise = augmenter.draw_noise(part.shape[0], generator=self.generator, device=images.device)
+        noise = augmenter.draw_noise(part.shape[0], generator=source, device=images.device)
         if reads and part.shape[0]:
-            drawn = self._read(augmenter, part, labels[chosen], noise, strength)
+            fresh = augmenter.draw_noise(part.shape[0], generator=source, device=images.device)
+            drawn = self._read(augmenter, part, labels[chosen], noise, fresh, strength)
         else:
             drawn = augmenter(part, noise, strength=strength)
         out = images.clone()
@@ -176,8 +179,10 @@ class SteeredDraws:
         """Whether anything follows the classifier."""
         return bool(self.tilt) or any(low != high for low, high in (self.share, self.strength))
 
-    def _read(self, augmenter: Augmenter, images: Tensor, labels: Tensor, noise: Tensor, strength: float) -> Tensor:
-        """Draw by `noise`, read the classifier there, and draw again along what it says."""
+    def _read(
+        self, augmenter: Augmenter, images: Tensor, labels: Tensor, noise: Tensor, fresh: Tensor, strength: float
+    ) -> Tensor:
+        """Draw by `noise`, read the classifier there, and draw again by `fresh` along what it says."""
         if augmenter.config.dropout == "fixed":
             masks = augmenter.mask(noise[..., : augmenter.config.tau_dim])
         else:  # the encoder has a say
@@ -197,7 +202,6 @@ class SteeredDraws:
         logits = tilted(gradient, probability, tilt=self.tilt, gate=self.gate)
         if trace.logits is not None:
             logits = logits + trace.logits
-        fresh = augmenter.draw_noise(images.shape[0], generator=self.generator, device=images.device)
         masks = augmenter.mask(fresh[..., : augmenter.config.tau_dim], logits.detach())
         return augmenter.trace(images, masks=masks, strengths=strengths, strength=strength).draw.apply(images)
 
@@ -210,6 +214,7 @@ class SteeredDraws:
         if self.augmenter is None:
             self.augmenter = prior(images, mean=self.mean, std=self.std, seed=self.seed)
         elif not self.calls:  # what a prior checks of its images
+            self.augmenter.to(images.device)
             check_range(images, self.augmenter.config.mean, self.augmenter.config.std)
         return self.augmenter
 
@@ -218,23 +223,35 @@ class SteeredDraws:
         made = self.augmenter
         return {
             "augmenter": None if made is None else {"config": made.config.to_dict(), "weights": made.state_dict()},
-            "generator": self.generator.get_state(),
+            "seed": self.seed,
             "calls": self.calls,
             "confidence": self.confidence,
+            "loss_at_start": self.reader.loss_at_start,
             "influence": None
             if self.reader.influence is None
             else [vars(self.reader.influence[0]), self.reader.influence[1]],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave; the draws to come are those that would have come."""
-        self.augmenter = None
+        """Go on from what :meth:`state_dict` gave; the draws to come are those that would have come.
+
+        Raises:
+            ValueError: if the networks of the state have another configuration than the `augmenter` that was given.
+        """
+        self.augmenter = self._given
         if state["augmenter"] is not None:
-            made = Augmenter(AugmenterConfig.from_dict(state["augmenter"]["config"]))
+            kept = state["augmenter"]["config"]
+            given = kept if self._given is None else self._given.config.to_dict()
+            if other := [name for name in given if given[name] != kept.get(name)]:
+                raise ValueError(
+                    f"augmenter must be the one whose state this is, got another {' and '.join(other)}; give that one, "
+                    "or none"
+                )
+            made = Augmenter(AugmenterConfig.from_dict(kept))
             made.load_state_dict(state["augmenter"]["weights"])
             self.augmenter = made.to(self.reader.device)
-        self.generator.set_state(state["generator"].cpu())
-        self.calls, self.confidence = state["calls"], state["confidence"]
+        self.seed, self.calls, self.confidence = state["seed"], state["calls"], state["confidence"]
+        self.reader.loss_at_start = state["loss_at_start"]
         if state["influence"] is not None:
             head, ihvp = state["influence"]
             self.reader.influence = Head(**head), ihvp

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from learned_aug import AugmenterConfig, SteeredDraws, prior
-from learned_aug.training import UNSTEERED
+from learned_aug.runtime.rng import generator
+from learned_aug.training import UNSTEERED, steer
 from learned_aug.training.reader import Reader, first_tensor
 
 
@@ -60,7 +61,7 @@ def test_strength_is_a_factor_on_the_draws(model, batch, augmenter):
 def test_unsteered_draws_are_those_of_the_networks(model, batch, augmenter):
     images, labels = batch
     unsteered = SteeredDraws(model, augmenter=augmenter, warmup=0, **{**UNSTEERED, "share": 1.0})
-    source = unsteered.generator.clone_state()
+    source = generator(0, "steered draws", 0, 0)
     order = torch.randperm(40, generator=source)
     noise = augmenter.draw_noise(40, generator=source)
     assert torch.equal(unsteered(images, labels)[order], augmenter(images[order], noise))
@@ -116,6 +117,28 @@ def test_draws_go_on_after_a_resume(model, batch):
     assert torch.equal(one(*batch), two(*batch))
 
 
+def test_processes_that_load_one_state_draw_differently(model, batch, monkeypatch):
+    one, two = SteeredDraws(model), SteeredDraws(model)
+    one(*batch)
+    two.load_state_dict(one.state_dict())
+    monkeypatch.setattr(steer, "rank", lambda: 1)  # made before the process group was
+    other = two(*batch)
+    monkeypatch.undo()
+    assert not torch.equal(one(*batch), other)
+
+
+def test_a_given_augmenter_survives_a_state_of_before_the_first_batch_and_refuses_that_of_another(
+    model, batch, augmenter
+):
+    one, two = (SteeredDraws(model, augmenter=augmenter) for _ in range(2))
+    two.load_state_dict(one.state_dict())
+    assert torch.equal(one(*batch), two(*batch))
+    other = SteeredDraws(model, augmenter=prior(batch[0], config=AugmenterConfig(channels=1, size=28, color=0)))
+    other(*batch)
+    with pytest.raises(ValueError, match="augmenter must be the one whose state this is"):
+        two.load_state_dict(other.state_dict())
+
+
 def test_influence_steers_too(model, batch, few):
     train, val = few
     steered = SteeredDraws(model, by="influence", train=train, val=val, warmup=0)
@@ -134,6 +157,50 @@ def test_a_loss_of_the_users_own_is_followed(model, batch):
     )
     assert steered(images, soft).shape == images.shape
     assert SteeredDraws(model, warmup=0)(images, soft).shape == images.shape
+
+
+LOSSES = {
+    "mean": lambda out, y: F.binary_cross_entropy_with_logits(out, y, reduction="none").mean(1),
+    "sum": lambda out, y: F.binary_cross_entropy_with_logits(out, y, reduction="none").sum(1),
+    "weighted": lambda out, y: 100 * F.cross_entropy(out, y, reduction="none"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_confidence_in_another_loss_starts_low_and_rises_as_the_loss_falls_whatever_its_scale(batch, name):
+    images, labels = batch
+    labels = torch.zeros_like(labels)  # the class whose logit grows
+    model = Sure(0.1)
+    steered = SteeredDraws(model, loss=LOSSES[name], warmup=0, period=1, tilt=0, share=1.0)
+    targets = F.one_hot(labels, model(images).shape[1]).float()
+    confidence = []
+    for logit in (0.0, 12.0):
+        with torch.no_grad():
+            model.logit.fill_(logit)
+        for _ in range(60):
+            steered(images, targets)
+        confidence.append(steered.confidence)
+    assert confidence[0] == pytest.approx(1 / targets.shape[1], abs=0.01)
+    assert confidence[1] > 1.3 * confidence[0]  # one of two logits is right
+
+
+def test_the_probability_of_soft_labels_is_their_expected_one(batch):
+    images, _ = batch
+    model = Sure(0.8)
+    classes = model(images).shape[1]
+    soft = torch.full((len(images), classes), 0.5 / (classes - 1))
+    soft[:, 0] = 0.5
+    steered = SteeredDraws(model, warmup=0, period=1, tilt=0)
+    steered(images, soft)
+    expected = (model(images).detach().softmax(1) * soft).sum(1).mean().item()
+    assert steered.metrics["probability"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_label_maps_are_refused_for_they_would_not_follow_the_warp(model, batch):
+    images, _ = batch
+    maps = torch.zeros(len(images), 16, 16).long()
+    with pytest.raises(ValueError, match=r"labels must be \(B,\) or \(B, K\), got .*augment both together"):
+        SteeredDraws(model, loss=lambda out, y: out[:, 0])(images, maps)
 
 
 @pytest.mark.parametrize(
