@@ -72,6 +72,11 @@ class AugmentedDataset(Dataset[Any]):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set what the data set has there, such as the transform that timm's loaders set."""
+        own = name in ("dataset", "augment", "dtype") or not hasattr(self.dataset, name)
+        super().__setattr__(name, value) if own else setattr(self.dataset, name, value)
+
     def __getitem__(self, index: int) -> Any:
         return self.__getitems__([index])[0]
 

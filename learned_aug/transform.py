@@ -145,16 +145,17 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         lead = _lead(image)
         if len(flat_inputs) > 1:
             check_companions(flat_inputs, image, tuple(tv.get_size(image)), lead)
-        chosen = None if self.p == 1 else torch.rand(math.prod(lead)) < self.p
-        if self.strength == 0 or (chosen is not None and not chosen.any()):
-            return {}
         pixels = self._pixels(image)
         if not pixels.numel():  # such as a video without frames
             return {}
+        # Before chance has its say: what is refused is refused at once, and not in the middle of an epoch.
         self._check_range(pixels)
         for item in flat_inputs:
             if item is not image and isinstance(item, IMAGES):
                 self._check_range(self._pixels(item))
+        chosen = None if self.p == 1 else torch.rand(math.prod(lead)) < self.p
+        if self.strength == 0 or (chosen is not None and not chosen.any()):
+            return {}
         normal = self._normalize(_unit(pixels))
         video = isinstance(image, tv_tensors.Video)
         seen = normal[..., normal.shape[-4] // 2, :, :, :] if video else normal

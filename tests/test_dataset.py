@@ -236,3 +236,14 @@ def test_both_images_of_a_pair_come_augmented_alike_and_in_the_dtype(augment, ki
         plain = plain.permute(2, 0, 1) if kind == "PIL" else plain
         assert not torch.allclose(right * (255 if dtype else 1.0), plain.float(), atol=1)
     assert len(next(iter(DataLoader(AugmentedDataset(pairs, augment, dtype=dtype), 4)))["right"]) == 4
+
+
+def test_what_a_loader_sets_on_it_is_set_on_the_data_set(augment):
+    data = Pictures()
+    data.transform = None
+    wrapped = AugmentedDataset(data, augment)
+    wrapped.transform = "theirs"
+    assert data.transform == "theirs"
+    wrapped.note = "mine"
+    assert wrapped.note == "mine"
+    assert not hasattr(data, "note")

@@ -130,3 +130,10 @@ def test_a_slight_overshoot_of_a_bicubic_resize_is_no_error():
     out = transform()(x)  # stays in its own range, and is not cut to [0, 1]
     assert out.max() <= x.max()
     assert out.min() >= x.min()
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_what_is_refused_is_refused_whatever_chance_says(p):
+    for bad in (pil().convert("CMYK"), torch.rand(3, 16, 16) * 255, torch.ones(3, 16, 16).long()):
+        with pytest.raises((TypeError, ValueError)):
+            transform(p=p)(bad)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from learned_aug.influence.solvers import Solver
-from learned_aug.runtime.data import Data, apply_baseline
+from learned_aug.runtime.data import Data, apply_baseline, labels_of
 from learned_aug.runtime.lock import FolderInUseError, FolderLock, lock_folder, locked_here
 from learned_aug.runtime.rng import forked
 from learned_aug.runtime.stream import glance
@@ -212,7 +212,8 @@ def fingerprint(
 
     Args:
         model: all its parameters and buffers count.
-        data: data sets or loaders by name; their number of images and some of the images count.
+        data: data sets or loaders by name; their number of images, all labels that can be had alone, and some images
+            count.
         baseline: what it makes of some images of "train" counts.
         seed: seed of the draws of `baseline`.
         settings: configurations, each of whose fields counts, and plain values.
@@ -223,6 +224,8 @@ def fingerprint(
     for name, source in data.items():
         images, labels = glance(source, name, seed)
         out[f"number of {name} images"] = _length(source)
+        all_labels = labels_of(source.dataset if isinstance(source, DataLoader) else source)
+        out[f"{name} labels (digest)"] = "unknown" if all_labels is None else digest(all_labels)
         out[f"{name} images (digest of some)"] = digest(images, labels)
         if name == "train":
             out["baseline (digest of some images)"] = "none"

@@ -42,8 +42,10 @@ def prior(
         raise ValueError("images must hold at least one image, got an empty batch; give some typical ones")
     if config is None:
         shift, scale = numbers(mean, 0.0), numbers(std, 1.0)
-        check_range(images, shift, scale)
         config = AugmenterConfig(channels=images.shape[1], size=max(images.shape[-2:]), mean=shift, std=scale)
+    elif mean is not None or std is not None:
+        raise ValueError("mean and std must be None beside config=, which states them, got both; set them there")
+    check_range(images, config.mean, config.std)
     draws = generator(check_seed(seed), "prior")
     augmenter = Augmenter(config, generator=draws).to(images.device).calibrate_(images.float(), generator=draws)
     broadcast_(*augmenter.state_dict().values())

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 from learned_aug.runtime.checks import check_labels
 
 __all__ = [
+    "LOOKED_AT",
     "Data",
     "apply_baseline",
     "as_pair",
@@ -20,9 +21,12 @@ __all__ = [
     "check_source",
     "collate_errors_named",
     "hold_out",
+    "labels_of",
 ]
 
 Data = Dataset[Any] | DataLoader[Any]
+
+LOOKED_AT = 16  # images of a data set that stand for all of them
 
 # Of samples and batches that are dicts, as Hugging Face's data sets give them.
 IMAGE_KEYS = ("image", "img", "pixel_values")
@@ -64,7 +68,7 @@ def hold_out(train: Data, share: float, generator: torch.Generator) -> tuple[Sub
     if not 0 < share < 1:
         raise ValueError(f"val must be data, or a share of train in (0, 1), got {share}; use 0.1 for a tenth")
     order = torch.randperm(len(train), generator=generator)  # type: ignore[arg-type]
-    labels = _labels(train)
+    labels = labels_of(train)
     if labels is not None:
         order = order[labels[order].argsort(stable=True)]  # class after class, each in random order
     # Spread evenly over that order: each class gives its share.
@@ -74,10 +78,10 @@ def hold_out(train: Data, share: float, generator: torch.Generator) -> tuple[Sub
     return Subset(train, order[~held].tolist()), Subset(train, order[held].tolist())
 
 
-def _labels(data: Any) -> Tensor | None:
+def labels_of(data: Any) -> Tensor | None:
     """Return the class indices of a map-style Dataset, as torchvision's and torch's own keep them; else None."""
     if isinstance(data, Subset):
-        inner = _labels(data.dataset)
+        inner = labels_of(data.dataset)
         return None if inner is None else inner[torch.as_tensor(data.indices)]
     values = data.tensors[-1] if isinstance(data, TensorDataset) else getattr(data, "targets", None)
     if values is None or len(values) != len(data):

@@ -12,12 +12,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset, default_collate
 
 from learned_aug.runtime.checks import SLACK
-from learned_aug.runtime.data import Data, apply_baseline, as_pair, check_batch, check_source, collate_errors_named
+from learned_aug.runtime.data import (
+    LOOKED_AT,
+    Data,
+    apply_baseline,
+    as_pair,
+    check_batch,
+    check_source,
+    collate_errors_named,
+)
 from learned_aug.runtime.rng import forked, generator
 
 __all__ = ["Stream", "check_alike", "glance"]
 
-GLANCE = 16  # images of a data set that stand for all of them
 ROUNDING = 0.1  # how far images in [0, 1] leave that range when they are resized
 
 
@@ -198,11 +205,11 @@ def glance(data: Data, name: str, seed: int = 0) -> tuple[Tensor, Tensor]:
     if not isinstance(data, DataLoader):
         check_source(data, name)
         size: int = len(data)  # type: ignore[arg-type]
-        data = Subset(data, [size * k // GLANCE for k in range(GLANCE)] if size > GLANCE else range(size))
-    batches = Stream(data, name, "glance", seed=seed, batch_size=GLANCE, device=torch.device("cpu")).once()
+        data = Subset(data, [size * k // LOOKED_AT for k in range(LOOKED_AT)] if size > LOOKED_AT else range(size))
+    batches = Stream(data, name, "glance", seed=seed, batch_size=LOOKED_AT, device=torch.device("cpu")).once()
     images, labels = next(batches)
     batches.close()
-    return images[:GLANCE], labels[:GLANCE]
+    return images[:LOOKED_AT], labels[:LOOKED_AT]
 
 
 def check_alike(**sources: Data) -> None:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.fit.checkpoint import digest
-from learned_aug.runtime.data import Data, as_pair
+from learned_aug.runtime.data import LOOKED_AT, Data, as_pair, labels_of
 from learned_aug.runtime.lock import FolderLock, lock_folder
 from learned_aug.runtime.rng import forked
 from learned_aug.training.comparison import Training
@@ -125,16 +125,17 @@ def networks_of(folder: str | os.PathLike[str], arm: str) -> Path | None:
 
 
 def fingerprint(data: Data) -> str:
-    """Say in a few words what data are: how many, and a digest of some of them."""
+    """Say in a few words what data are: how many, and a digest of all labels that can be had alone, and some images."""
     if isinstance(data, DataLoader):
         return f"{type(data).__name__} of {fingerprint(data.dataset)}, {data.batch_size} a batch"
     try:
         count = len(data)  # type: ignore[arg-type]
     except TypeError:
         return type(data).__name__
-    seen = []
+    labels = labels_of(data)
+    seen = [] if labels is None else [labels]
     with forked() as reseed:
-        for k in sorted({0, count // 2, count - 1}):
+        for k in sorted({count * k // LOOKED_AT for k in range(LOOKED_AT)}):
             reseed(0, "fingerprint", k)
             image, label = as_pair(data[k], "data")
             seen += [_tensor(image), _tensor(label)]

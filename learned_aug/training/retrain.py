@@ -25,6 +25,7 @@ from learned_aug.runtime.checks import (
 )
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.events import Event, OnEvent
+from learned_aug.runtime.rng import forked
 from learned_aug.runtime.stream import Stream
 from learned_aug.training.augment import Augment, applied, batched, parts
 from learned_aug.training.choice import DrawChoice
@@ -76,7 +77,7 @@ def retrain(
 ) -> None:
     """Train `model`, in place, by SGD with Nesterov momentum and the one-cycle learning rate.
 
-    The loss is the cross-entropy, to class indices or soft labels.
+    The loss is the cross-entropy, to class indices or soft labels. The model is left in eval mode.
 
     Args:
         model: a fresh classifier; trained on its own device and in its own dtype, on its logits or first output.
@@ -86,7 +87,8 @@ def retrain(
             labels (B, K): an Augmenter, :class:`SteeredDraws` or :class:`DrawChoice` for this `model`, ``v2.MixUp``, or
             a function. Other transforms of torchvision are drawn for each image. None trains on the baseline alone.
         baseline: augmentation of single images (C, H, W), before `augment`.
-        seed: seed of the order of a Dataset's samples, and of what its transforms and `baseline` draw.
+        seed: seed of the order of a Dataset's samples, and of what its transforms, `baseline` and `augment` draw on the
+            CPU.
         on_event: gets "retrain" events: loss (nats) and, without soft labels, accuracy (share) on the augmented batch.
 
     Raises:
@@ -123,7 +125,9 @@ def retrain(
             if isinstance(part, Augmenter):
                 check_range(images, part.config.mean, part.config.std)
         if augment is not None:
-            images, labels = applied(augment, images, labels)
+            with forked() as reseed:
+                reseed(seed, "augment", step)
+                images, labels = applied(augment, images, labels)
             images = images.to(weight.dtype)
         with nullcontext() if step else model_errors_named(images):
             logits = check_logits(first_tensor(model(images)).float(), len(images))

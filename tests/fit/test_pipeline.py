@@ -281,8 +281,8 @@ def test_another_device_gets_a_copy_of_the_model_and_its_own_does_not(model, few
 @pytest.mark.parametrize("config", [{}, {"variant": "serial"}, {"variant": "appearance"}, {"fields": "pixel"}])
 def test_color_images_and_every_variant_fit(config, crop, tiny):
     torch.manual_seed(0)
-    images, labels = torch.rand(1040, 3, 16, 16), torch.randint(4, (1040,))
-    images[:, 0] += labels[:, None, None] / 4  # something to learn
+    images, labels = torch.rand(1040, 3, 16, 16) / 2, torch.randint(4, (1040,))
+    images[:, 0] += labels[:, None, None] / 8  # something to learn
     model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 4))
     train, val = TensorDataset(images[:40], labels[:40]), TensorDataset(images[40:], labels[40:])
     result = learned_aug.fit(

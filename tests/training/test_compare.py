@@ -21,6 +21,7 @@ from torch.utils.data import (
     SequentialSampler,
     Subset,
     SubsetRandomSampler,
+    TensorDataset,
 )
 from torchvision.transforms import v2
 
@@ -271,6 +272,16 @@ def test_a_setting_that_differs_within_a_function_or_module_is_refused(data, tmp
     assert again(0.5).losses == kept.losses
     with pytest.raises(ValueError, match=r"must be of these settings|must be the same"):
         again(0.25)
+
+
+def test_one_corrected_label_makes_other_data(data, tmp_path):
+    images, labels = (torch.stack([torch.as_tensor(pair[k]) for pair in data["test"]]) for k in (0, 1))
+    relabeled = labels.clone()
+    relabeled[41] = 9 - relabeled[41]
+    test = Subset(data["val"], range(100))
+    compare(fresh, TensorDataset(images, labels), test, ["baseline"], config=SHORT, checkpoint_dir=tmp_path, seeds=(0,))
+    with pytest.raises(ValueError, match=r"train was .* samples .*, is .* samples"):
+        compare(fresh, TensorDataset(images, relabeled), test, ["baseline"], config=SHORT, checkpoint_dir=tmp_path)
 
 
 def test_augmenters_of_other_strengths_are_other_arms(augmenter):

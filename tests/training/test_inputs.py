@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.data import TensorDataset
 
-from learned_aug import DrawChoice, RetrainConfig, SteeredDraws, prior, retrain
+from learned_aug import AugmenterConfig, DrawChoice, RetrainConfig, SteeredDraws, prior, retrain
 from learned_aug.training.augment import Chain
 from learned_aug.training.reader import Reader
 
@@ -378,3 +378,12 @@ def test_a_prior_refuses_images_that_are_not_normalized_as_stated():
         prior(X[:0])
     config = prior(normalized, mean=torch.tensor([0.5] * 3), std=torch.tensor(0.2, dtype=torch.float64)).config
     assert (config.mean, config.std) == ((0.5,) * 3, (0.2,))
+
+
+def test_a_prior_reads_the_normalization_of_its_config_alone():
+    normalized, config = (X - 0.5) / 0.2, AugmenterConfig(size=16, mean=(0.5,), std=(0.2,))
+    assert prior(normalized, config=config).config.mean == (0.5,)
+    with pytest.raises(ValueError, match="mean and std must be None beside config="):
+        prior(normalized, mean=0.5, std=0.2, config=config)
+    with pytest.raises(ValueError, match=r"images must be in \[0, 1\] unless"):
+        prior(normalized, config=AugmenterConfig(size=16))

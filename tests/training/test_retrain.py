@@ -3,6 +3,7 @@ import torch
 from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 
+from learned_aug import prior
 from learned_aug.digits import all_conv
 from learned_aug.training.choice import DrawChoice
 from learned_aug.training.retrain import RetrainConfig, evaluate, retrain
@@ -30,6 +31,21 @@ def test_training_repeats_with_its_seed_whatever_the_global_generator_drew(data,
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not torch.equal(one["0.weight"], other["0.weight"])
     assert not models[0].training
+
+
+@pytest.mark.parametrize("make", [prior, lambda _: v2.TrivialAugmentWide(), lambda _: v2.MixUp(num_classes=10)])
+def test_what_an_augmentation_draws_follows_the_seed_and_leaves_the_global_generator(data, make):
+    images = torch.stack([data["train"][k][0] for k in range(16)])
+    models = []
+    for before in (1, 2):
+        models.append(fresh())
+        augment = make(images)
+        torch.manual_seed(before)
+        state = torch.get_rng_state()
+        retrain(models[-1], data["train"], RetrainConfig(steps=3), augment=augment)
+        assert torch.equal(torch.get_rng_state(), state)
+    one, two = (model.state_dict() for model in models)
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_a_model_of_which_nothing_trains_is_refused(data):
