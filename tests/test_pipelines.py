@@ -151,9 +151,24 @@ def test_example_with_timm_runs(monkeypatch):
 
 
 @pytest.mark.filterwarnings("default")  # Lightning's own
-def test_example_with_lightning_runs(monkeypatch):
-    pytest.importorskip("lightning")
-    assert run_example("with_lightning.py", monkeypatch, 3).global_step == 3
+def test_example_with_lightning_runs_and_goes_on(monkeypatch, tmp_path):
+    lightning = pytest.importorskip("lightning")
+    trainer = run_example("with_lightning.py", monkeypatch, 3)
+    assert trainer.global_step == 3
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    one = trainer.lightning_module
+    two = type(one)()
+    lightning.Trainer(
+        max_steps=4, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+    ).fit(two, trainer.train_dataloader, ckpt_path=tmp_path / "last.ckpt")
+    assert two.steered.calls == one.steered.calls + 1 == 4
+
+
+@pytest.mark.filterwarnings("default")  # transformers' own
+def test_example_with_transformers_runs(monkeypatch):
+    pytest.importorskip("transformers")
+    trainer = run_example("with_transformers.py", monkeypatch, 3)
+    assert trainer.state.global_step == trainer.steered.calls == 3
 
 
 def test_beside_kornia_in_one_sequence():
