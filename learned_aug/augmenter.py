@@ -175,7 +175,7 @@ class Augmenter(PretrainedMixin):
             images: (B, C, H, W), floating.
             noise: from :meth:`draw_noise`; or
             masks: (B, stages, tau_dim), what tau is multiplied with; differentiable.
-            strengths: (B, 3), with `masks`: the strength of each family, in the order of ``nets.FAMILIES``;
+            strengths: (B, 3), with `masks`: the strength of each family, in the order of ``config.FAMILIES``;
                 differentiable. By default the middle of each range.
             strength: factor on all of them, as of :meth:`forward`.
 
@@ -243,7 +243,7 @@ class Augmenter(PretrainedMixin):
             noise: (B, stages, noise_dim), from :meth:`draw_noise`.
 
         Returns:
-            (B, 3), in the order of ``nets.FAMILIES`` and the units of the configuration; None for weights of version 1.
+            (B, 3), in the order of ``config.FAMILIES`` and the units of the configuration; None for weights of version 1.
         """
         ranges = [s if isinstance(s, tuple) else (s, s) for s in self.config.strengths]
         if self.config.version == 1:

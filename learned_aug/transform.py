@@ -97,6 +97,9 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
             source: see there.
             p: see the class.
             strength: see the class.
+            affine: strength in place of that of the weights, as for :meth:`Augmenter.set_strengths_`.
+            warp: likewise.
+            color: likewise.
             revision: of a Hub repository.
             cache_dir: of Hub downloads.
             token: for private repositories.

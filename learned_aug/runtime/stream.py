@@ -39,7 +39,7 @@ class Stream:
     draws what one process would. A loader gives each process its own part, by a DistributedSampler.
 
     Args:
-        data: data set or loader of (images, labels), see :class:`learned_aug.runtime.data.Batches`.
+        data: data set or loader of (images, labels).
         name: name of the data in errors, "train" or "val".
         use: what the batches are for; each use has draws of its own.
         seed: seed of the fit, from which all draws follow.
