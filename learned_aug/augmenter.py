@@ -243,7 +243,8 @@ class Augmenter(PretrainedMixin):
             noise: (B, stages, noise_dim), from :meth:`draw_noise`.
 
         Returns:
-            (B, 3), in the order of ``config.FAMILIES`` and the units of the configuration; None for weights of version 1.
+            (B, 3), in the order of ``config.FAMILIES`` and the units of the configuration; None for weights of
+            version 1.
         """
         ranges = [s if isinstance(s, tuple) else (s, s) for s in self.config.strengths]
         if self.config.version == 1:

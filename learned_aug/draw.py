@@ -135,7 +135,7 @@ class Trace(NamedTuple):
     masks: Tensor
     """(B, stages, tau_dim), of the dropout: 0 or 1 / (1 - p)."""
     strengths: Tensor | None
-    """(B, 3), strength of each family, in the order of ``config.FAMILIES`` and the units of the configuration; None where
-    the configuration draws none."""
+    """(B, 3), strength of each family, in the order of ``config.FAMILIES`` and the units of the configuration; None
+    where the configuration draws none."""
     logits: Tensor | None
     """(B, stages, tau_dim), what E added to those of keeping each unit; None for ``dropout="fixed"``."""

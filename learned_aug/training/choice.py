@@ -107,7 +107,7 @@ class DrawChoice:
                 self._draw[name] = each(self.recorders[name], mean=mean, std=std)
             else:
                 self._draw[name] = None if source is None else batched(source, mean=mean, std=std)
-        self.generator = generator(check_seed(seed), "choice", rank())
+        self.seed = check_seed(seed)
         self.tally = Tally(list(self.sources), every)
         self.calls = 0
         self._warned = False
@@ -128,7 +128,8 @@ class DrawChoice:
         if self.calls % self.every == 0:
             self.reader.renew()
         count = len(images)
-        source = torch.multinomial(self.shares, self.draws * count, replacement=True, generator=self.generator)
+        offers = generator(self.seed, "choice", rank(), self.calls)  # a function of the call, as in SteeredDraws
+        source = torch.multinomial(self.shares, self.draws * count, replacement=True, generator=offers)
         drawn, operations = self._candidates(images, labels, source)
         repeated = labels.repeat(self.draws, *[1] * (labels.ndim - 1))
         score = self.score(drawn, repeated).view(self.draws, count)
@@ -139,6 +140,15 @@ class DrawChoice:
         self.tally.add(self.calls, source, chosen.cpu(), classes.repeat(self.draws).cpu(), operations)
         self.calls += 1
         return drawn[chosen]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resume needs: the position of the offers, and s_val; the tally starts anew."""
+        return {"seed": self.seed, "calls": self.calls, "reader": self.reader.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave, with the same model and sources."""
+        self.seed, self.calls = state["seed"], state["calls"]
+        self.reader.load_state_dict(state["reader"])
 
     def score(self, drawn: Tensor, labels: Tensor) -> Tensor:
         """Score candidates (B, C, H, W) with their labels; the highest score is taken. Made to be overridden."""

@@ -89,6 +89,18 @@ class Reader:
             )
             check_alike(train=train, val=val)  # type: ignore[arg-type]
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was measured of the model before: the loss at the start, and s_val."""
+        influence = None if self.influence is None else [vars(self.influence[0]), self.influence[1]]
+        return {"loss_at_start": self.loss_at_start, "influence": influence}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        self.loss_at_start = state["loss_at_start"]
+        if state["influence"] is not None:
+            head, ihvp = state["influence"]
+            self.influence = Head(**head), ihvp
+
     @property
     def dtype(self) -> torch.dtype:
         """What the model computes in: its first floating parameter's dtype."""

@@ -13,7 +13,6 @@ from learned_aug.augmenter import Augmenter
 from learned_aug.config import AugmenterConfig
 from learned_aug.fit.prior import prior
 from learned_aug.fit.tilt import tilted
-from learned_aug.influence.problem import Head
 from learned_aug.influence.s_val import InfluenceConfig
 from learned_aug.runtime.checks import check_range, check_seed
 from learned_aug.runtime.data import Data
@@ -226,10 +225,7 @@ class SteeredDraws:
             "seed": self.seed,
             "calls": self.calls,
             "confidence": self.confidence,
-            "loss_at_start": self.reader.loss_at_start,
-            "influence": None
-            if self.reader.influence is None
-            else [vars(self.reader.influence[0]), self.reader.influence[1]],
+            "reader": self.reader.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -251,10 +247,7 @@ class SteeredDraws:
             made.load_state_dict(state["augmenter"]["weights"])
             self.augmenter = made.to(self.reader.device)
         self.seed, self.calls, self.confidence = state["seed"], state["calls"], state["confidence"]
-        self.reader.loss_at_start = state["loss_at_start"]
-        if state["influence"] is not None:
-            head, ihvp = state["influence"]
-            self.reader.influence = Head(**head), ihvp
+        self.reader.load_state_dict(state["reader"])
 
 
 def _range(name: str, value: float | Sequence[float], most: float) -> tuple[float, float]:

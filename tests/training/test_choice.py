@@ -245,3 +245,15 @@ def test_a_copy_of_a_choice_notes_its_own_draws(model, augmenter, batch, copied,
         assert str(choice.tally) == (before if one is other else str(other.tally))
     assert torch.equal(*drawn)
     assert str(other.tally) != before
+
+
+@pytest.mark.parametrize("influence", [False, True])
+def test_a_choice_goes_on_after_a_resume(model, augmenter, batch, few, influence):
+    data = {"train": few[0], "val": few[1]} if influence else {}
+    sources = {"shifted": lambda images: images.roll(1, -1), "original": None, "dark": dark}
+    one, two = (DrawChoice(model, sources, seed=seed, every=3, **data) for seed in (0, 5))
+    for _ in range(2):
+        one(*batch)
+    two.load_state_dict(copy.deepcopy(one.state_dict()))
+    for _ in range(3):
+        assert torch.equal(one(*batch), two(*batch))
