@@ -55,7 +55,6 @@ RANKED = {
     "Mixup": "Mixup",
     "CutMix": "CutMix",
 }
-SHORT = [arm for arm in RANKED if arm not in ("Mixup", "CutMix")]
 MAIN, CONTROLS = list(PANEL_ARMS)[:4], list(PANEL_ARMS)[4:]
 CHOSEN = "TrivialAugmentWide, the better of two by influence"
 NOTHING = "*No results yet.*\n"
@@ -222,19 +221,31 @@ def _() -> str:
 
 @table("panel-short")
 def _() -> str:
-    rows = [row for row in panel_rows() if row["arm"] in SHORT]
+    rows = [row for row in panel_rows() if row["arm"] in MAIN and row["cell"] in PANEL_CELLS]
     errors, lines = panel_errors(rows), []
     for cell, name in PANEL_CELLS.items():
-        arms = [errors[cell][arm] for arm in SHORT]
-        seeds = set.intersection(*map(set, arms))
-        if seeds:
-            means = [statistics.mean(arm[seed] for seed in seeds) for arm in arms]
-            shown = [f"**{mean:.1f}**" if mean == min(means) else f"{mean:.1f}" for mean in means]
-            lines.append([name, *shown, str(len(seeds))])
+        arms = errors[cell]
+        if "steered" not in arms:
+            continue
+        line = [name, *(f"{statistics.mean(arms[arm].values()):.1f}" if arm in arms else "" for arm in MAIN)]
+        for other in ("prior", "TrivialAugmentWide"):
+            seeds = sorted(arms["steered"].keys() & arms.get(other, {}).keys())
+            if len(seeds) < 2:
+                line.append("")
+                continue
+            mean, low, high, _ = paired(*([arms[arm][s] for s in seeds] for arm in ("steered", other)))
+            line.append(f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] ({len(seeds)})")
+        lines.append(line)
     if not lines:
         return NOTHING
-    head = ["test error %", *(RANKED[arm] for arm in SHORT), "seeds"]
-    return markdown(head, lines) + panel_caption("Mean over the seeds that all have.", rows)
+    head = [
+        "test error %",
+        *(PANEL_ARMS[arm] for arm in MAIN),
+        "steered minus prior",
+        "steered minus TrivialAugmentWide",
+    ]
+    text = "Means over seeds; differences paired by seed, with 95 % t-intervals and the number of seeds."
+    return markdown(head, lines) + panel_caption(text, rows)
 
 
 @table("signals")
