@@ -19,9 +19,9 @@ from pathlib import Path
 
 # Importing them registers their tables.
 from report_tables import accuracy, fit, fits, influence, panel, paper, schedules, throughput  # noqa: F401
-from report_tables.common import TABLES, paired, sign_flip_p
+from report_tables.common import TABLES, paired
 
-__all__ = ["BEGIN", "TABLES", "main", "once", "paired", "sign_flip_p"]
+__all__ = ["BEGIN", "TABLES", "main", "once", "paired"]
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"

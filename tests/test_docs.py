@@ -7,9 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from scipy import stats
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -87,22 +85,6 @@ def test_captions_name_what_made_the_figures(report):
         if last == "*Published figures; not run here.*":
             continue
         assert re.fullmatch(r"\*.*Command: `python benchmarks/.*Device: .*torch 2\..*\*", last), name
-
-
-@pytest.mark.parametrize("size", [2, 3, 8, 11])
-def test_sign_flip_p_is_that_of_scipy(report, size):
-    rng = np.random.default_rng(size)
-    for differences in (rng.normal(0.3, 1, size), rng.normal(0.3, 1, size).round(1), np.ones(size)):
-        options = {"permutation_type": "samples", "n_resamples": np.inf, "vectorized": True}
-        expected = stats.permutation_test((differences,), lambda x, axis: x.mean(axis), **options).pvalue
-        assert report.sign_flip_p(differences) == pytest.approx(expected, abs=1e-12)
-
-
-def test_paired_statistics_of_a_worked_example(report):
-    mean, low, high, p = report.paired([2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 1.0, 1.0, 1.0, 1.0])
-    assert mean == 3
-    assert (low, high) == pytest.approx((3 - 2.7764 * 1.58114 / 5**0.5, 3 + 2.7764 * 1.58114 / 5**0.5), rel=1e-3)
-    assert p == 2 / 2**5  # only all plus and all minus are as far from 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 import torchvision
-from paired import compare
 from torch import nn
 
 from learned_aug import AugmenterConfig
+from learned_aug.training.comparison import difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ def report(rows, arms, reference, seeds):
         seeds = sorted(runs.keys() & by_arm[reference].keys())
         if arm != reference and len(seeds) > 1:
             pairs = [100 * (runs[s]["test_error"] - by_arm[reference][s]["test_error"]) for s in seeds]
-            mean, low, high, p = compare(pairs)
+            mean, low, high, p, _ = difference(pairs)
             line += f"   {mean:+6.2f} [{low:+.2f}, {high:+.2f}]  {p:10.1e}"
         print(line)
 

@@ -29,13 +29,13 @@ from typing import Any
 import torch
 import torchvision
 from cells import BESIDE, CELLS, Cell, Fold, Pixels, batches, fold
-from paired import compare
 from scipy import stats
 from torch import nn
 from torchvision.transforms import v2
 
 from learned_aug import DrawChoice, SteeredDraws, evaluate, retrain
 from learned_aug.training.arms import Setting, build, describe, reads_val
+from learned_aug.training.comparison import difference
 
 HERE = Path(__file__).parent
 # Settings of steered draws that differ from the defaults: the controls.
@@ -132,7 +132,7 @@ def table(rows: list[dict[str, Any]], key: str = "test_error") -> str:
             line = f"{cell:14}{arm:20}{len(values):2}  {mean:5.2f} +- {spread:5.2f}"
             pairs = [values[s] - prior[s] for s in values.keys() & prior.keys()]
             if arm != "prior" and len(pairs) > 1:
-                mean, low, high, _ = compare(pairs)
+                mean, low, high, *_ = difference(pairs)
                 line += f"  {mean:+6.2f} [{low:+6.2f}, {high:+6.2f}]   {sum(d < 0 for d in pairs)} of {len(pairs)}"
             lines.append(line)
     return "\n".join(lines)

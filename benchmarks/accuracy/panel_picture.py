@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from paired import compare
 from panel import HERE, read
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from report_tables.panel import PANEL_CELLS
+
+from learned_aug.training.comparison import difference
 
 ARMS = {"TrivialAugmentWide": "tab:gray", "prior": "tab:blue", "steered": "tab:orange"}
 
@@ -34,7 +35,7 @@ def main() -> None:
         for row, cell in enumerate(cells):
             baseline, values = errors[cell, "baseline"], errors[cell, arm]
             pairs = [values[seed] - baseline[seed] for seed in values.keys() & baseline.keys()]
-            mean, low, high, _ = compare(pairs) if len(pairs) > 1 else (pairs[0], pairs[0], pairs[0], 1.0)
+            mean, low, high, *_ = difference(pairs) if len(pairs) > 1 else (pairs[0],) * 3
             label = arm if row == 0 else None
             at = row + 0.22 * (k - 1)
             axes.errorbar(mean, at, xerr=[[mean - low], [high - mean]], fmt="o", ms=4, color=color, label=label)

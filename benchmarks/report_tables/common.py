@@ -5,15 +5,13 @@ from __future__ import annotations
 import ast
 import functools
 import json
-import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy import stats
+from learned_aug.training.comparison import difference
 
 HERE = Path(__file__).parents[1]
 TABLES: dict[str, Callable[[], str]] = {}
@@ -59,31 +57,10 @@ def constant(path: str, name: str) -> Any:
 # Statistics
 
 
-def sign_flip_p(differences: Sequence[float]) -> float:
-    """Return the exact two-sided p of the sign-flip test on the mean of up to 40 paired differences.
-
-    It is the p of scipy.stats.permutation_test(..., permutation_type="samples", n_resamples=inf), which enumerates all
-    2^n flips in Python; here the flips of both halves are combined by bisection, so that 20 pairs take a millisecond.
-    """
-    d = np.asarray(differences, dtype=float)
-    if len(d) > 40:
-        raise ValueError(f"an exact test takes at most 40 pairs, got {len(d)}; use scipy.stats.permutation_test")
-    one, two = (
-        functools.reduce(lambda sums, x: np.concatenate([sums + x, sums - x]), part, np.zeros(1))
-        for part in np.array_split(d, 2)
-    )
-    two.sort()
-    goal = abs(d.sum()) - 1e-12 * np.abs(d).sum()
-    above = len(two) - np.searchsorted(two, goal - one, side="left")
-    return min(1.0, 2 * float(above.sum()) / 2.0 ** len(d))
-
-
 def paired(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float, float]:
     """Return mean, 95 % interval (paired t) and exact two-sided sign-flip p of the differences `one` minus `other`."""
-    differences = [a - b for a, b in zip(one, other, strict=True)]
-    mean, count = statistics.mean(differences), len(differences)
-    margin = float(stats.t.ppf(0.975, count - 1)) * statistics.stdev(differences) / math.sqrt(count)
-    return mean, mean - margin, mean + margin, sign_flip_p(differences)
+    found = difference([a - b for a, b in zip(one, other, strict=True)])
+    return found.mean, found.low, found.high, found.p
 
 
 # Text

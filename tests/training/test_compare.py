@@ -11,7 +11,9 @@ import time
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch.utils.data import (
     BatchSampler,
@@ -29,7 +31,7 @@ from learned_aug import LearnedAugment
 from learned_aug.digits import all_conv, digits
 from learned_aug.training.arms import CONTROL, describe, each
 from learned_aug.training.compare import compare
-from learned_aug.training.comparison import Comparison, Training, difference
+from learned_aug.training.comparison import Comparison, Training, _t975, difference
 from learned_aug.training.retrain import RetrainConfig
 from learned_aug.training.steer import SteeredDraws
 
@@ -325,10 +327,31 @@ def test_the_table_shows_intervals_and_exact_p():
     assert "3 seeds" in str(result)
 
 
-def test_differences_of_many_pairs_have_a_p_by_random_flips():
-    assert difference([1.0, 2.0, 3.0, 4.0, 5.0]).p == 2 / 32
+@pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.706), (4, 2.7764), (9, 2.2622), (29, 2.0452)])
+def test_quantiles_are_students(freedom, quantile):
+    assert _t975(freedom) == pytest.approx(quantile, rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [2, 3, 8, 11])
+def test_p_is_that_of_scipy_s_permutation_test(size):
+    rng = np.random.default_rng(size)
+    for values in (rng.normal(0.3, 1, size), rng.normal(0.3, 1, size).round(1), np.ones(size)):
+        options = {"permutation_type": "samples", "n_resamples": np.inf, "vectorized": True}
+        expected = scipy.stats.permutation_test((values,), lambda x, axis: x.mean(axis), **options).pvalue
+        assert difference(values.tolist()).p == pytest.approx(expected, abs=1e-12)
+
+
+def test_differences_of_a_worked_example():
+    found = difference([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found.mean == 3
+    assert (found.low, found.high) == pytest.approx((1.0367, 4.9633), rel=1e-3)
+    assert found.p == 2 / 32  # only all plus and all minus are as far from 0
     assert difference([1.0, -1.0, 2.0, -2.0]).p == 1
-    assert 0 < difference([1.0] * 30).p < 1e-3
+
+
+def test_differences_of_many_pairs_have_a_p_by_random_flips_that_is_never_zero():
+    assert difference([1.0] * 30).p == 2 / 2**30
+    assert 0 < difference([1.0] * 50).p < 1e-3
 
 
 def test_one_seed_has_no_interval_and_the_table_says_so():
