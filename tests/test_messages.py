@@ -61,3 +61,31 @@ def test_the_messages_are_found():
 )
 def test_a_message_that_stops_halfway_is_noticed(message, complete):
     assert bool(incomplete(f"raise ValueError({message!r})")) != complete
+
+
+def words(message):
+    """Its words, without those that a value may stand for."""
+    return re.findall(r"[a-z']{2,}", message.lower().replace("{}", " "))
+
+
+def found_in_order(some, others):
+    """How many of `some` come in `others`, in their order."""
+    rest, found = iter(others), 0
+    for word in some:
+        kept = list(rest)
+        if word in kept:
+            found += 1
+            kept = kept[kept.index(word) + 1 :]
+        rest = iter(kept)
+    return found
+
+
+def test_the_messages_that_the_guide_explains_are_those_of_the_code():
+    page = (ROOT.parent / "docs" / "guides" / "data-and-errors.md").read_text("utf-8")
+    quoted = [quote for line in re.findall(r'^".*$', page, re.MULTILINE) for quote in re.findall(r'"([^"]+)"', line)]
+    trees = [ast.parse(path.read_text("utf-8")) for path in ROOT.rglob("*.py")]
+    said = [words(message) for tree in trees for node in ast.walk(tree) if (message := text(node)) is not None]
+    assert len(quoted) > 10
+    for quote in quoted:
+        given = words(quote)
+        assert max(found_in_order(given, message) for message in said) >= len(given) - max(1, 0.3 * len(given)), quote
