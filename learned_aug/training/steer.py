@@ -157,7 +157,7 @@ class SteeredDraws:
         # A function of the call: processes differ, also after they loaded one state.
         source = generator(self.seed, "steered draws", rank(), self.calls)
         self.calls += 1
-        share, strength = (low + self.confidence * (high - low) for low, high in (self.share, self.strength))
+        share, strength = (low + self.confidence**2 * (high - low) for low, high in (self.share, self.strength))
         count = round(share * images.shape[0])
         if not count and share:  # of a small batch, which would never be augmented
             count = int(float(torch.rand((), generator=source)) < share * images.shape[0])
