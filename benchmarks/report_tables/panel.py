@@ -61,9 +61,14 @@ NOTHING = "*No results yet.*\n"
 Errors = dict[str, dict[str, dict[int, float]]]  # percent, by cell, arm and seed
 
 
-def panel_rows() -> list[Row]:
-    """Return the trainings of the panel."""
-    return read_rows("accuracy/results/panel.jsonl")
+def panel_rows(*, linear: bool = False) -> list[Row]:
+    """Return the trainings of the panel; or with those of the form before, where share and strength followed the
+    confidence itself and not its square, in place of steered ones."""
+    rows, before = (read_rows(f"accuracy/results/{name}.jsonl") for name in ("panel", "panel-linear"))
+    if not linear:
+        return rows
+    steered = {row["arm"] for row in before}
+    return [row for row in rows if row["arm"] not in steered] + before
 
 
 def panel_errors(rows: Iterable[Row], part: str = "test") -> Errors:
@@ -91,7 +96,13 @@ def difference(one: Mapping[int, float], other: Mapping[int, float]) -> str:
 
 
 def side_by_side(
-    arms: Mapping[str, str], ours: str, others: Mapping[str, str], text: str, cells: Mapping[str, str] = PANEL_CELLS
+    arms: Mapping[str, str],
+    ours: str,
+    others: Mapping[str, str],
+    text: str,
+    cells: Mapping[str, str] = PANEL_CELLS,
+    *,
+    linear: bool = False,
 ) -> str:
     """Return a table of the errors of arms by cell, and of the paired differences of one of them to others.
 
@@ -101,8 +112,9 @@ def side_by_side(
         others: what it is compared with, arm to the head of the column.
         text: caption.
         cells: the rows, cell to name.
+        linear: whether steered draws are those of the form before.
     """
-    rows = [row for row in panel_rows() if row["arm"] in arms and row["cell"] in cells]
+    rows = [row for row in panel_rows(linear=linear) if row["arm"] in arms and row["cell"] in cells]
     if not rows:
         return NOTHING
     errors, lines = panel_errors(rows), []
@@ -132,31 +144,47 @@ def _() -> str:
         {"prior": "steered minus prior", "TrivialAugmentWide": "steered minus TAW"},
         "As in the first table, with a Wide-ResNet-16-2 in place of the ResNet-8.",
         LARGER_CELLS,
+        linear=True,
     )
 
 
 @table("panel-held-out")
 def _() -> str:
-    rows = [row for row in panel_rows() if row["arm"] in ("prior", "steered", "untilted")]
+    rows = [row for row in panel_rows() if row["arm"] in ("prior", "steered")]
     test, val = (panel_errors(rows, part) for part in ("test", "val"))
-    lines = []
-    for cell, name in PANEL_CELLS.items():
-        pairs = [(part[cell], other) for other in ("prior", "untilted") for part in (test, val)]
-        if "steered" in test[cell]:
-            lines.append([name, *(difference(arms["steered"], arms.get(other, {})) for arms, other in pairs)])
+    lines = [
+        [name, *(difference(part[cell]["steered"], part[cell].get("prior", {})) for part in (test, val))]
+        for cell, name in PANEL_CELLS.items()
+        if "steered" in test[cell]
+    ]
     if not lines:
         return NOTHING
-    heads = [f"minus {other}, {part}" for other in ("prior", "share and strength alone") for part in ("test", "rest")]
-    return markdown(["data, labels per class", *heads], lines) + panel_caption(
-        "Steered draws, as in the first table: on the test images, and on the rest of the training part of the data, "
-        "5,000 images at most, which nothing in these seeds was chosen on or trained with.",
+    return markdown(["data, labels per class", "test images", "the rest"], lines) + panel_caption(
+        "Steered minus prior, as in the first table: on the test images, and on the rest of the training part of the "
+        "data, 5,000 images at most.",
         rows,
     )
 
 
+@table("panel-square")
+def _() -> str:
+    now, before = ([r for r in panel_rows(linear=linear) if r["arm"] == "steered"] for linear in (False, True))
+    lines = []
+    for cell, name in PANEL_CELLS.items():
+        cells = [[panel_errors(rows, part)[cell]["steered"] for part in ("test", "val")] for rows in (now, before)]
+        if all(part for form in cells for part in form):
+            lines.append([name, *(difference(new, old) for new, old in zip(*cells, strict=True))])
+    if not lines:
+        return NOTHING
+    text = (
+        "The square minus the confidence itself: on the test images, and on the rest of the training part of the data."
+    )
+    return markdown(["data, labels per class", "test images", "the rest"], lines) + panel_caption(text, now + before)
+
+
 @table("panel-controls")
 def _() -> str:
-    rows = panel_rows()
+    rows = panel_rows(linear=True)
     errors, lines = panel_errors(rows), []
     for cell, name in PANEL_CELLS.items():
         for arm in CONTROLS:
@@ -168,13 +196,13 @@ def _() -> str:
         return NOTHING
     used = [row for row in rows if row["arm"] in CONTROLS]
     return markdown(["data, labels per class", "arm", "error %", "minus prior", "minus steered"], lines) + (
-        panel_caption("Controls, as in the table above.", used)
+        panel_caption("Controls of the form before, in points of test error.", used)
     )
 
 
 @table("panel-rank")
 def _() -> str:
-    rows = [row for row in panel_rows() if row["arm"] in RANKED]
+    rows = [row for row in panel_rows(linear=True) if row["arm"] in RANKED]
     errors, shown = panel_errors(rows), {}
     for cell in PANEL_CELLS:
         arms = errors[cell]
@@ -205,6 +233,7 @@ def _() -> str:
         "RandAugment+steered",
         {"RandAugment": "steered minus RandAugment", "RandAugment+prior": "steered minus prior"},
         "As in the first table; RandAugment acts on all images.",
+        linear=True,
     )
 
 

@@ -42,9 +42,9 @@ class SteeredDraws:
     that only what the classifier already gets right is made harder. It reads no label beyond the batch's own.
 
     How much is augmented, and how strongly, follows the classifier too: where `share` and `strength` are ranges they
-    start at the lower end, and move toward the upper one with the running mean of the probability that the classifier
-    gives the labels of augmented images. A classifier that knows nothing yet learns little from hard images; one that
-    is sure of them has no more to learn from mild ones.
+    start at the lower end, and move toward the upper one with the square of the running mean of the probability that
+    the classifier gives the labels of augmented images. A classifier that knows nothing yet learns little from hard
+    images; one that is sure of them has no more to learn from mild ones.
 
     Call it where the training step runs the model, under the same autocast. Several processes of torch.distributed
     share the prior of process 0, and draw each for itself.
@@ -64,8 +64,8 @@ class SteeredDraws:
             that of `augmenter`.
         std: standard deviation of that normalization.
         loss: from the model's output and the labels to one loss per sample, (B,); by default the cross-entropy, for
-            class indices and soft labels. Losses have no probability: what follows it follows 1/K, for K outputs, to
-            the power of the loss over its mean at the first batch instead.
+            class indices and soft labels. In place of a probability, which another loss does not have, stands
+            1/K to the power of the loss over its mean at the first batch, for K outputs.
         by: "loss"; or "influence", which steers to a lower influence on `val` instead and needs both data sets.
         train: (image, label) pairs without augmentation, for ``by="influence"``.
         val: the hyper-validation set, for ``by="influence"``; errors on it are no longer honest.
@@ -76,7 +76,7 @@ class SteeredDraws:
 
     Attributes:
         augmenter: the networks that draws come from; None before the first batch.
-        confidence: running mean of the probability of the label at draws of the prior, which places `share` and
+        confidence: running mean of the probability of the label at draws of the prior, whose square places `share` and
             `strength` in their ranges; 0 at the start.
         metrics: of the last batch that was read: mean probability of the label and mean gate.
 
@@ -157,6 +157,7 @@ class SteeredDraws:
         # A function of the call: processes differ, also after they loaded one state.
         source = generator(self.seed, "steered draws", rank(), self.calls)
         self.calls += 1
+        # The square: without it a classifier that is far from fitting its images gets too many draws, too strong.
         share, strength = (low + self.confidence**2 * (high - low) for low, high in (self.share, self.strength))
         count = round(share * images.shape[0])
         if not count and share:  # of a small batch, which would never be augmented
@@ -236,14 +237,15 @@ class SteeredDraws:
         """
         self.augmenter = self._given
         if state["augmenter"] is not None:
-            kept = state["augmenter"]["config"]
+            config = AugmenterConfig.from_dict(state["augmenter"]["config"])
+            kept = config.to_dict()
             given = kept if self._given is None else self._given.config.to_dict()
-            if other := [name for name in given if given[name] != kept.get(name)]:
+            if other := [name for name in given if given[name] != kept[name]]:
                 raise ValueError(
                     f"augmenter must be the one whose state this is, got another {' and '.join(other)}; give that one, "
                     "or none"
                 )
-            made = Augmenter(AugmenterConfig.from_dict(kept))
+            made = Augmenter(config)
             made.load_state_dict(state["augmenter"]["weights"])
             self.augmenter = made.to(self.reader.device)
         self.seed, self.calls, self.confidence = state["seed"], state["calls"], state["confidence"]
