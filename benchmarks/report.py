@@ -19,9 +19,9 @@ from pathlib import Path
 
 # Importing them registers their tables.
 from report_tables import accuracy, fit, fits, influence, panel, paper, schedules, throughput  # noqa: F401
-from report_tables.common import TABLES, paired
+from report_tables.common import TABLES
 
-__all__ = ["BEGIN", "TABLES", "main", "once", "paired"]
+__all__ = ["BEGIN", "TABLES", "main", "once"]
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"

@@ -66,6 +66,11 @@ def paired(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, 
 # Text
 
 
+def load_text(found: Row) -> str:
+    """Return the load of the machine before and after a measurement."""
+    return f"{found['load_before'][0]:.1f} before, {found['load_after'][0]:.1f} after"
+
+
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table whose first column is text and whose others are figures."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]

@@ -8,6 +8,7 @@ from collections import defaultdict
 from report_tables.common import (
     Row,
     caption,
+    load_text,
     markdown,
     read,
     table,
@@ -48,7 +49,7 @@ def _() -> str:
         f"{described}. CPU time; of stage 3, {found['steps']['run']} of {found['steps']['default']} steps were run, "
         "and the training run is counted in steps."
     )
-    load = f"{found['load_before'][0]:.1f} before, {found['load_after'][0]:.1f} after"
+    load = load_text(found)
     return markdown(["part of the fit", *results], rows) + caption(text, found, commit=found["commit"][:7], load=load)
 
 

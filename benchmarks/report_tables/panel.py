@@ -6,6 +6,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from learned_aug.training import comparison
 from report_tables.accuracy import same_source
 from report_tables.common import (
     Row,
@@ -13,7 +14,6 @@ from report_tables.common import (
     commits_text,
     markdown,
     mean_std,
-    paired,
     read_rows,
     seeds_text,
     table,
@@ -86,13 +86,18 @@ def panel_caption(text: str, rows: Sequence[Row]) -> str:
     return caption(text, {**same_source(rows), "command": line}, commits=commits_text(rows))
 
 
+def differences(one: Mapping[int, float], other: Mapping[int, float]) -> list[float]:
+    """Return the differences of two arms in the seeds that both have."""
+    return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+
+
 def difference(one: Mapping[int, float], other: Mapping[int, float]) -> str:
     """Return the mean paired difference with its interval, and in how many seeds it is below 0; empty without pairs."""
-    seeds = sorted(one.keys() & other.keys())
-    if len(seeds) < 2:
-        return f"{one[seeds[0]] - other[seeds[0]]:+.2f} (1)" if seeds else ""
-    mean, low, high, _ = paired([one[s] for s in seeds], [other[s] for s in seeds])
-    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}], {sum(one[s] < other[s] for s in seeds)} of {len(seeds)}"
+    values = differences(one, other)
+    if len(values) < 2:
+        return f"{values[0]:+.2f} (1)" if values else ""
+    found = comparison.difference(values)
+    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}], {sum(v < 0 for v in values)} of {len(values)}"
 
 
 def side_by_side(
@@ -169,11 +174,12 @@ def _() -> str:
 @table("panel-square")
 def _() -> str:
     now, before = ([r for r in panel_rows(linear=linear) if r["arm"] == "steered"] for linear in (False, True))
-    lines = []
-    for cell, name in PANEL_CELLS.items():
-        cells = [[panel_errors(rows, part)[cell]["steered"] for part in ("test", "val")] for rows in (now, before)]
-        if all(part for form in cells for part in form):
-            lines.append([name, *(difference(new, old) for new, old in zip(*cells, strict=True))])
+    parts = [(panel_errors(now, part), panel_errors(before, part)) for part in ("test", "val")]
+    lines = [
+        [name, *(difference(new[cell]["steered"], old[cell]["steered"]) for new, old in parts)]
+        for cell, name in PANEL_CELLS.items()
+        if all(errors[cell]["steered"] for errors in parts[0])
+    ]
     if not lines:
         return NOTHING
     text = (
@@ -258,12 +264,10 @@ def _() -> str:
             continue
         line = [name, *(f"{statistics.mean(arms[arm].values()):.1f}" if arm in arms else "" for arm in MAIN)]
         for other in ("prior", "TrivialAugmentWide"):
-            seeds = sorted(arms["steered"].keys() & arms.get(other, {}).keys())
-            if len(seeds) < 2:
-                line.append("")
-                continue
-            mean, low, high, _ = paired(*([arms[arm][s] for s in seeds] for arm in ("steered", other)))
-            line.append(f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] ({len(seeds)})")
+            found = comparison.difference(differences(arms["steered"], arms.get(other, {})))
+            line.append(
+                f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}] ({found.pairs})" if found.pairs > 1 else ""
+            )
         lines.append(line)
     if not lines:
         return NOTHING

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from report_tables.common import (
     caption,
+    load_text,
     markdown,
     read,
     table,
@@ -43,7 +44,7 @@ def _() -> str:
         "is stated."
     )
     source = {**found, "device": f"{found['device']}, {found['threads']} of {found['cores']} cores"}
-    load = f"{found['load_before'][0]:.1f} before, {found['load_after'][0]:.1f} after"
+    load = load_text(found)
     return markdown(head, rows) + caption(text, source, commit=found["commit"][:7], date=found["date"], load=load)
 
 
@@ -78,7 +79,7 @@ def _() -> str:
         "one process; ratio with a 95 % interval from resampling the rounds."
     )
     source = {**found, "device": f"{found['device']}, {found['threads']} of {found['cores']} cores"}
-    load = f"{found['load_before'][0]:.1f} before, {found['load_after'][0]:.1f} after"
+    load = load_text(found)
     head = ["classifier", "px", "ms a step", "ms a step with SteeredDraws", "times as long"]
     return markdown(head, rows) + caption(text, source, commit=found["commit"][:7], date=found["date"], load=load)
 
@@ -96,6 +97,6 @@ def _() -> str:
         f"{found['rounds']} rounds of {found['draws']} draws each; ratio with a 95 % interval from resampling the "
         "rounds."
     )
-    load = f"{found['load_before'][0]:.1f} before, {found['load_after'][0]:.1f} after"
+    load = load_text(found)
     head = ["", "LearnedAugment, us", "RandomAffine, us", "times as long"]
     return markdown(head, rows) + caption(text, found, commit=found["commit"][:7], load=load)

@@ -91,8 +91,8 @@ def run(args: argparse.Namespace) -> str:
             raise ValueError(f"--{option} must be at least 1, got {count}")
     config = RetrainConfig(steps=args.steps, batch_size=args.batch_size, lr=args.lr)
     arms: dict[str, Arm] = {name: name for name in args.arms}
-    for named in arms.values():
-        describe(named)  # which refuses unknown ones, before the images are read
+    for name in args.arms:
+        describe(name)  # which refuses unknown ones, before the images are read
     for name in dict.fromkeys(args.augmenter):
         if (arm := _arm_name(name)) in ARMS or arm in arms:
             raise ValueError(

@@ -22,6 +22,7 @@ __all__ = [
     "collate_errors_named",
     "hold_out",
     "labels_of",
+    "spread",
 ]
 
 Data = Dataset[Any] | DataLoader[Any]
@@ -76,6 +77,11 @@ def hold_out(train: Data, share: float, generator: torch.Generator) -> tuple[Sub
     if not held.any() or held.all():
         raise ValueError(f"val={share} of {len(order)} images must leave at least one on either side; give val itself")
     return Subset(train, order[~held].tolist()), Subset(train, order[held].tolist())
+
+
+def spread(count: int) -> list[int]:
+    """Return the indices of the samples that stand for a data set of `count`."""
+    return sorted({count * k // LOOKED_AT for k in range(LOOKED_AT)})
 
 
 def labels_of(data: Any) -> Tensor | None:

@@ -20,6 +20,7 @@ from learned_aug.runtime.data import (
     check_batch,
     check_source,
     collate_errors_named,
+    spread,
 )
 from learned_aug.runtime.rng import forked, generator
 
@@ -204,8 +205,7 @@ def glance(data: Data, name: str, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Return a few (images, labels): spread over a Dataset, the first ones of a loader."""
     if not isinstance(data, DataLoader):
         check_source(data, name)
-        size: int = len(data)  # type: ignore[arg-type]
-        data = Subset(data, [size * k // LOOKED_AT for k in range(LOOKED_AT)] if size > LOOKED_AT else range(size))
+        data = Subset(data, spread(len(data)))  # type: ignore[arg-type]
     batches = Stream(data, name, "glance", seed=seed, batch_size=LOOKED_AT, device=torch.device("cpu")).once()
     images, labels = next(batches)
     batches.close()

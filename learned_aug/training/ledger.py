@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.fit.checkpoint import digest
-from learned_aug.runtime.data import LOOKED_AT, Data, as_pair, labels_of
+from learned_aug.runtime.data import Data, as_pair, labels_of, spread
 from learned_aug.runtime.lock import FolderLock, lock_folder
 from learned_aug.runtime.rng import forked
 from learned_aug.training.comparison import Training
@@ -135,7 +135,7 @@ def fingerprint(data: Data) -> str:
     labels = labels_of(data)
     seen = [] if labels is None else [labels]
     with forked() as reseed:
-        for k in sorted({count * k // LOOKED_AT for k in range(LOOKED_AT)}):
+        for k in spread(count):
             reseed(0, "fingerprint", k)
             image, label = as_pair(data[k], "data")
             seen += [_tensor(image), _tensor(label)]

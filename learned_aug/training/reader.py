@@ -281,8 +281,7 @@ class Reader:
         losses = losses.detach()
         if self.loss is not None:
             # As of a cross-entropy, which starts at log K: so scale and reduction of the loss do not matter.
-            classes = max(2, output.shape[1] if output.ndim > 1 else 1)
-            return (-math.log(classes) * losses / self._measure_start(losses)).exp().clamp(max=1)
+            return (-math.log(max(2, self._classes)) * losses / self._measure_start(losses)).exp().clamp(max=1)
         if labels.ndim == 2:
             return (output.detach().float().softmax(1) * labels).sum(1)
         return losses.neg().exp()

@@ -166,8 +166,7 @@ class SteeredDraws:
         part = images[chosen]
         noise = augmenter.draw_noise(part.shape[0], generator=source, device=images.device)
         if reads and part.shape[0]:
-            fresh = augmenter.draw_noise(part.shape[0], generator=source, device=images.device)
-            drawn = self._read(augmenter, part, labels[chosen], noise, fresh, strength)
+            drawn = self._read(augmenter, part, labels[chosen], noise, source, strength)
         else:
             drawn = augmenter(part, noise, strength=strength)
         out = images.clone()
@@ -180,9 +179,15 @@ class SteeredDraws:
         return bool(self.tilt) or any(low != high for low, high in (self.share, self.strength))
 
     def _read(
-        self, augmenter: Augmenter, images: Tensor, labels: Tensor, noise: Tensor, fresh: Tensor, strength: float
+        self,
+        augmenter: Augmenter,
+        images: Tensor,
+        labels: Tensor,
+        noise: Tensor,
+        source: torch.Generator,
+        strength: float,
     ) -> Tensor:
-        """Draw by `noise`, read the classifier there, and draw again by `fresh` along what it says."""
+        """Draw by `noise`, read the classifier there, and draw again from `source` along what it says."""
         if augmenter.config.dropout == "fixed":
             masks = augmenter.mask(noise[..., : augmenter.config.tau_dim])
         else:  # the encoder has a say
@@ -202,6 +207,7 @@ class SteeredDraws:
         logits = tilted(gradient, probability, tilt=self.tilt, gate=self.gate)
         if trace.logits is not None:
             logits = logits + trace.logits
+        fresh = augmenter.draw_noise(images.shape[0], generator=source, device=images.device)
         masks = augmenter.mask(fresh[..., : augmenter.config.tau_dim], logits.detach())
         return augmenter.trace(images, masks=masks, strengths=strengths, strength=strength).draw.apply(images)
 
