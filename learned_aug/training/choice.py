@@ -136,8 +136,8 @@ class DrawChoice:
         best = score.argmax(0)
         chosen = best * count + torch.arange(count, device=best.device)
         self._warn_if_equal(drawn.view(self.draws, *images.shape))
-        classes = labels.argmax(1) if labels.ndim == 2 else labels
-        self.tally.add(self.calls, source, chosen.cpu(), classes.repeat(self.draws).cpu(), operations)
+        classes = self._classes(labels).repeat(self.draws)
+        self.tally.add(self.calls, source, chosen.cpu(), classes.cpu(), operations)
         self.calls += 1
         return drawn[chosen]
 
@@ -194,6 +194,12 @@ class DrawChoice:
                 for place, done in zip(places.tolist(), self.recorders[name].take(len(places)), strict=True):
                     operations[place] = (name, done)
         return drawn, operations
+
+    def _classes(self, labels: Tensor) -> Tensor:
+        """Return the class (B,) that each image counts for in the tally: the likeliest of soft labels, -1 of others."""
+        if self.reader.loss is not None and (labels.ndim == 2 or labels.is_floating_point()):
+            return labels.new_full((len(labels),), -1, dtype=torch.long)
+        return labels.argmax(1) if labels.ndim == 2 else labels
 
     def _warn_if_equal(self, drawn: Tensor) -> None:
         if not self._warned and len(drawn) > 1 and bool((drawn == drawn[:1]).all()):

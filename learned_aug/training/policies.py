@@ -89,7 +89,7 @@ class Tally:
         every: calls that make a point of the curve.
 
     Attributes:
-        offered: (source, class) to candidates.
+        offered: (source, class) to candidates; the class is -1 where labels have none, as with several per image.
         chosen: (source, class) to images.
         curve: source to its share of the images chosen, for each point in time.
         operations: (source, operation, level of its magnitude) to (offered, chosen).

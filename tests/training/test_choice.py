@@ -257,3 +257,18 @@ def test_a_choice_goes_on_after_a_resume(model, augmenter, batch, few, influence
     two.load_state_dict(copy.deepcopy(one.state_dict()))
     for _ in range(3):
         assert torch.equal(one(*batch), two(*batch))
+
+
+def test_labels_that_are_no_class_count_for_none_and_soft_ones_for_the_likeliest(model, augmenter, batch):
+    def several(output, labels):
+        return F.binary_cross_entropy_with_logits(output, labels, reduction="none").mean(1)
+
+    images, labels = batch
+    classes = model(images).shape[1]
+    hot = F.one_hot(labels, classes).float()
+    choice = DrawChoice(model, augmenter, loss=several)
+    choice(images, (hot + hot.roll(1, 1)).clamp(max=1))
+    assert {label for _, label in choice.tally.offered} == {-1}
+    soft = DrawChoice(model, augmenter)
+    soft(images, 0.8 * hot + 0.2 / classes)
+    assert {label for _, label in soft.tally.offered} == set(labels.tolist())
