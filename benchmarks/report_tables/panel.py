@@ -43,32 +43,25 @@ PANEL_ARMS = {
     "reversed": "steered, reversed",
     "ungated": "steered, no gate",
 }
-ON_TOP = {
-    "RandAugment": "RandAugment",
-    "RandAugment+prior": "RandAugment, then the prior",
-    "RandAugment+steered": "RandAugment, then steered",
-}
 # Arms that need no search and no further labels.
 RANKED = {
     **dict(list(PANEL_ARMS.items())[:4]),
-    **{arm: ON_TOP[arm] for arm in ("RandAugment", "RandAugment+steered")},
+    "RandAugment": "RandAugment",
+    "RandAugment+steered": "RandAugment, then steered",
     "Mixup": "Mixup",
     "CutMix": "CutMix",
 }
 MAIN, CONTROLS = list(PANEL_ARMS)[:4], list(PANEL_ARMS)[4:]
 CHOSEN = "TrivialAugmentWide, the better of two by influence"
+SEEN = {"cifar10-500": range(60, 65)}  # where the form before did harm, which led to the present one
 NOTHING = "*No results yet.*\n"
 Errors = dict[str, dict[str, dict[int, float]]]  # percent, by cell, arm and seed
 
 
-def panel_rows(*, linear: bool = False) -> list[Row]:
-    """Return the trainings of the panel; or with those of the form before, where share and strength followed the
-    confidence itself and not its square, in place of steered ones."""
-    rows, before = (read_rows(f"accuracy/results/{name}.jsonl") for name in ("panel", "panel-linear"))
-    if not linear:
-        return rows
-    steered = {row["arm"] for row in before}
-    return [row for row in rows if row["arm"] not in steered] + before
+def panel_rows(*, fresh: bool = False) -> list[Row]:
+    """Return the trainings of the panel; or those of fresh seeds alone, whose test errors led to no choice."""
+    rows = read_rows("accuracy/results/panel.jsonl")
+    return [row for row in rows if row["seed"] not in SEEN.get(row["cell"], ())] if fresh else rows
 
 
 def panel_errors(rows: Iterable[Row], part: str = "test") -> Errors:
@@ -91,6 +84,13 @@ def differences(one: Mapping[int, float], other: Mapping[int, float]) -> list[fl
     return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
 
 
+def compared(found: Mapping[str, Mapping[int, float]], arms: Iterable[str]) -> list[list[float]]:
+    """Return the errors of each arm in the seeds that all arms of a cell share; the baseline's in those it has."""
+    arms = list(arms)
+    seeds = set.intersection(*(set(found[arm]) for arm in arms if arm != "baseline" and arm in found))
+    return [[value for seed, value in sorted(found.get(arm, {}).items()) if seed in seeds] for arm in arms]
+
+
 def difference(one: Mapping[int, float], other: Mapping[int, float]) -> str:
     """Return the mean paired difference with its interval, and in how many seeds it is below 0; empty without pairs."""
     values = differences(one, other)
@@ -106,8 +106,6 @@ def side_by_side(
     others: Mapping[str, str],
     text: str,
     cells: Mapping[str, str] = PANEL_CELLS,
-    *,
-    linear: bool = False,
 ) -> str:
     """Return a table of the errors of arms by cell, and of the paired differences of one of them to others.
 
@@ -117,15 +115,14 @@ def side_by_side(
         others: what it is compared with, arm to the head of the column.
         text: caption.
         cells: the rows, cell to name.
-        linear: whether steered draws are those of the form before.
     """
-    rows = [row for row in panel_rows(linear=linear) if row["arm"] in arms and row["cell"] in cells]
+    rows = [row for row in panel_rows(fresh=True) if row["arm"] in {*arms, *others} and row["cell"] in cells]
     if not rows:
         return NOTHING
     errors, lines = panel_errors(rows), []
     for cell, name in cells.items():
         if ours in (found := errors[cell]):
-            shown = [mean_std(list(found[arm].values())) if arm in found else "" for arm in arms]
+            shown = [mean_std(values) if values else "" for values in compared(found, arms)]
             lines.append([name, *shown, *(difference(found[ours], found[arm]) for arm in others)])
     return markdown(["data, labels per class", *arms.values(), *others.values()], lines) + panel_caption(text, rows)
 
@@ -136,8 +133,8 @@ def _() -> str:
         {arm: PANEL_ARMS[arm] for arm in MAIN},
         "steered",
         {"prior": "steered minus prior", "TrivialAugmentWide": "steered minus TAW"},
-        "Test error %, mean ± standard deviation over seeds; differences in points, paired by seed, with 95 % "
-        "t-intervals, and the seeds in which steering is better.",
+        "Test error %, mean ± standard deviation over the seeds that all arms but the first share; differences in "
+        "points, paired by seed, with 95 % t-intervals, and the seeds in which steering is better.",
     )
 
 
@@ -149,13 +146,12 @@ def _() -> str:
         {"prior": "steered minus prior", "TrivialAugmentWide": "steered minus TAW"},
         "As in the first table, with a Wide-ResNet-16-2 in place of the ResNet-8.",
         LARGER_CELLS,
-        linear=True,
     )
 
 
 @table("panel-held-out")
 def _() -> str:
-    rows = [row for row in panel_rows() if row["arm"] in ("prior", "steered")]
+    rows = [row for row in panel_rows(fresh=True) if row["arm"] in ("prior", "steered")]
     test, val = (panel_errors(rows, part) for part in ("test", "val"))
     lines = [
         [name, *(difference(part[cell]["steered"], part[cell].get("prior", {})) for part in (test, val))]
@@ -173,7 +169,8 @@ def _() -> str:
 
 @table("panel-square")
 def _() -> str:
-    now, before = ([r for r in panel_rows(linear=linear) if r["arm"] == "steered"] for linear in (False, True))
+    now = [row for row in panel_rows() if row["arm"] == "steered"]
+    before = read_rows("accuracy/results/panel-linear.jsonl")
     parts = [(panel_errors(now, part), panel_errors(before, part)) for part in ("test", "val")]
     lines = [
         [name, *(difference(new[cell]["steered"], old[cell]["steered"]) for new, old in parts)]
@@ -190,11 +187,11 @@ def _() -> str:
 
 @table("panel-controls")
 def _() -> str:
-    rows = panel_rows(linear=True)
+    rows = panel_rows(fresh=True)
     errors, lines = panel_errors(rows), []
     for cell, name in PANEL_CELLS.items():
         for arm in CONTROLS:
-            if arm in errors[cell]:
+            if len(errors[cell][arm]) > 2:
                 mean = mean_std(list(errors[cell][arm].values()))
                 others = [difference(errors[cell][arm], errors[cell][other]) for other in ("prior", "steered")]
                 lines.append([name, PANEL_ARMS[arm], mean, *others])
@@ -202,18 +199,18 @@ def _() -> str:
         return NOTHING
     used = [row for row in rows if row["arm"] in CONTROLS]
     return markdown(["data, labels per class", "arm", "error %", "minus prior", "minus steered"], lines) + (
-        panel_caption("Controls of the form before, in points of test error.", used)
+        panel_caption("Controls, in points of test error; those of at least three seeds.", used)
     )
 
 
 @table("panel-rank")
 def _() -> str:
-    rows = [row for row in panel_rows(linear=True) if row["arm"] in RANKED]
+    rows = [row for row in panel_rows() if row["arm"] in RANKED]
     errors, shown = panel_errors(rows), {}
     for cell in PANEL_CELLS:
         arms = errors[cell]
         seeds = set.intersection(*(set(arms[arm]) for arm in RANKED))
-        if seeds:
+        if len(seeds) > 1:
             shown[cell] = ([statistics.mean(arms[arm][seed] for seed in seeds) for arm in RANKED], len(seeds))
     if not shown:
         return NOTHING
@@ -235,11 +232,14 @@ def _() -> str:
 @table("panel-on-top")
 def _() -> str:
     return side_by_side(
-        ON_TOP,
+        {"RandAugment": "RandAugment", "steered": "steered", "RandAugment+steered": "RandAugment, then steered"},
         "RandAugment+steered",
-        {"RandAugment": "steered minus RandAugment", "RandAugment+prior": "steered minus prior"},
+        {
+            "RandAugment": "both minus RandAugment",
+            "steered": "both minus steered",
+            "RandAugment+prior": "both minus RandAugment, then the prior",
+        },
         "As in the first table; RandAugment acts on all images.",
-        linear=True,
     )
 
 
@@ -256,13 +256,13 @@ def _() -> str:
 
 @table("panel-short")
 def _() -> str:
-    rows = [row for row in panel_rows() if row["arm"] in MAIN and row["cell"] in PANEL_CELLS]
+    rows = [row for row in panel_rows(fresh=True) if row["arm"] in MAIN and row["cell"] in PANEL_CELLS]
     errors, lines = panel_errors(rows), []
     for cell, name in PANEL_CELLS.items():
         arms = errors[cell]
         if "steered" not in arms:
             continue
-        line = [name, *(f"{statistics.mean(arms[arm].values()):.1f}" if arm in arms else "" for arm in MAIN)]
+        line = [name, *(f"{statistics.mean(values):.1f}" if values else "" for values in compared(arms, MAIN))]
         for other in ("prior", "TrivialAugmentWide"):
             found = comparison.difference(differences(arms["steered"], arms.get(other, {})))
             line.append(
@@ -277,7 +277,10 @@ def _() -> str:
         "steered minus prior",
         "steered minus TrivialAugmentWide",
     ]
-    text = "Means over seeds; differences paired by seed, with 95 % t-intervals and the number of seeds."
+    text = (
+        "Means over the seeds that all arms but the first share; differences paired by seed, with 95 % t-intervals and "
+        "the number of seeds."
+    )
     return markdown(head, lines) + panel_caption(text, rows)
 
 
