@@ -96,7 +96,7 @@ def predicted_and_actual(
 
 def gray(augmenter: Augmenter, steps: int, count: int) -> dict[str, PIL.Image.Image]:
     """The pictures of weights for digits, by file name."""
-    data, augment = digits(), LearnedAugment(augmenter)
+    data, augment = digits(), LearnedAugment(augmenter, p=0.5)
     config = augmenter.config
     images, labels = data["test"].tensors
     shown = v2.functional.normalize(images[:8], list(config.mean), list(config.std))

@@ -132,7 +132,7 @@ save("draws.png", diversity_grid(result.augmenter, images, generator=torch.Gener
 
 # %%
 result.augmenter.save_pretrained(OUT / "augmenter")
-pipeline = v2.Compose([LearnedAugment.from_pretrained(OUT / "augmenter"), v2.Normalize([0.1307], [0.3081])])
+pipeline = v2.Compose([LearnedAugment.from_pretrained(OUT / "augmenter", p=0.5), v2.Normalize([0.1307], [0.3081])])
 print(pipeline(images).shape)
 
 # %% [markdown]
@@ -143,6 +143,6 @@ print(pipeline(images).shape)
 # %%
 errors = {"crops": evaluate(model, data["test"])[0]}
 for name, augmenter in (("untrained control", result.prior), ("fitted", result.fitted)):
-    errors[name] = evaluate(train(data["train"], STEPS, LearnedAugment(augmenter)), data["test"])[0]
+    errors[name] = evaluate(train(data["train"], STEPS, LearnedAugment(augmenter, p=0.5)), data["test"])[0]
 for name, error in errors.items():
     print(f"{name:20} {error:.2%} of the test digits wrong")

@@ -45,7 +45,7 @@ def run(name: str, cell: Cell, seed: int, root: Path, on: str, tilt: float) -> d
 
     model = trained(augmented=on == "prior")
     start = time.process_time()
-    fitting = FitConfig(maximize=DropoutConfig(tilt=tilt))
+    fitting = FitConfig(maximize=DropoutConfig(tilt=tilt), seed=seed)
     result = fit(model, data.train.plain(), data.val, config=fitting, progress=False)
     row: dict[str, Any] = {
         "cell": name,

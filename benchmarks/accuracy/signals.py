@@ -44,9 +44,7 @@ class Watched(SteeredDraws):
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         if self.calls > self.warmup and (self.calls - self.warmup) % EVERY == 0:
             assert self.augmenter is not None
-            state = self.generator.get_state()
             self.notes.append(self._note(self.augmenter))
-            self.generator.set_state(state)
         return super().__call__(images, labels)
 
     @torch.no_grad()
@@ -56,16 +54,16 @@ class Watched(SteeredDraws):
 
         train, val = self.data
         parts: list[tuple[Tensor, ...]] = []
-        confidence = self.confidence
+        confidence, source = self.confidence, torch.Generator().manual_seed(self.calls)
         with self.reader._evaluating():
             with self.tap:
                 folds = deal(collect(self.tap, stream(val, "val").once()))
                 seen = collect(self.tap, stream(train, "train").once())
             head, s_val = solve_s_val(seen, folds[0], self.tap.head, InfluenceConfig(), also=folds[1:])
             for images, labels in stream(train, "train", shuffle=True).once():
-                noise = augmenter.draw_noise(len(images), generator=self.generator)
+                noise = augmenter.draw_noise(len(images), generator=source)
                 plain = augmenter(images, noise)
-                steered = self._read(augmenter, images, labels, noise, 1.0)
+                steered = self._read(augmenter, images, labels, noise, source, 1.0)
                 with self.tap:
                     clean, one, other = (head(self.tap(x)[0], labels) for x in (images, plain, steered))
                 falls = [-influence_aug(s_val.value, x, clean, 0.0) for x in (one, other)]

@@ -149,7 +149,7 @@ import torch
 from torchvision.transforms import v2
 from learned_aug import LearnedAugment
 
-augment = LearnedAugment.from_pretrained("{source}")
+augment = LearnedAugment.from_pretrained("{source}", p=0.5)  # half of the images, as below
 transform = v2.Compose([augment, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])  # before any Normalize
 ```
 
