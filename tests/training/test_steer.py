@@ -84,13 +84,16 @@ def test_steered_draws_have_a_higher_loss_than_the_priors_and_than_reversed_ones
 def test_the_gate_leaves_what_the_classifier_gets_wrong_to_the_prior(model, batch):
     images, labels = batch
     wrong = (labels + 1) % 10
-    draws = [
-        SteeredDraws(model, share=1.0, tilt=tilt, gate=50.0, warmup=0, period=1)(images, wrong) for tilt in (0.0, 1e-9)
-    ]
-    steered = SteeredDraws(model, share=1.0, tilt=6.0, gate=50.0, warmup=0, period=1)
-    steered(images, wrong)
-    assert steered.metrics["gate"] < 0.05
-    assert len(draws) == 2
+
+    def drawn(tilt, gate):
+        return SteeredDraws(model, share=1.0, tilt=tilt, gate=gate, warmup=0, period=1)(images, wrong)
+
+    def kept(gate):
+        """Return the share of the images that a strong tilt draws as one of nothing does."""
+        return float((drawn(6.0, gate) == drawn(1e-9, gate)).flatten(1).all(1).float().mean())
+
+    assert kept(50.0) > 0.8
+    assert kept(0.0) < 0.2
 
 
 def test_the_classifier_is_left_as_it_is(model, batch):
@@ -139,10 +142,19 @@ def test_a_given_augmenter_survives_a_state_of_before_the_first_batch_and_refuse
         two.load_state_dict(other.state_dict())
 
 
-def test_influence_steers_too(model, batch, few):
+def test_influence_steers_to_draws_of_a_better_score_and_goes_on_after_a_resume(model, batch, few):
     train, val = few
+    scores = {}
+    for tilt in (-3.0, 3.0):
+        steered = SteeredDraws(
+            model, by="influence", train=train, val=val, warmup=0, share=1.0, tilt=tilt, gate=0, period=1
+        )
+        drawn = [steered(*batch) for _ in range(8)]
+        with torch.no_grad():
+            scores[tilt] = float(torch.stack([steered.reader.score(x, batch[1])[0].mean() for x in drawn]).mean())
+    assert scores[-3.0] < scores[3.0]
     steered = SteeredDraws(model, by="influence", train=train, val=val, warmup=0)
-    assert steered(*batch).shape == batch[0].shape
+    steered(*batch)
     state = copy.deepcopy(steered.state_dict())
     again = SteeredDraws(model, by="influence", train=train, val=val, warmup=0)
     again.load_state_dict(state)

@@ -95,7 +95,7 @@ def test_pushed_card_names_the_repository_and_a_card_that_was_there_stays(server
     server.augmenter.push_to_hub("me/mine")
     repo = server.repos["me/mine"]
     first = repo.files("main")["README.md"].decode()
-    assert 'from_pretrained("me/mine")' in first
+    assert 'from_pretrained("me/mine", p=0.5)' in first
     assert "Not measured." in first
     repo.commit({**repo.files("main"), "README.md": b"by hand"})
     Augmenter(CONFIG).push_to_hub("me/mine")
