@@ -17,9 +17,9 @@ from learned_aug.calibration import calibrate
 from learned_aug.config import FAMILIES, UNITS, AugmenterConfig, Strength
 from learned_aug.draw import Augmented, Draw, Trace
 from learned_aug.functional import affine_flow, flow_field, pooled, shrunk, smooth
-from learned_aug.functional.fields import at_least_float32
+from learned_aug.functional.fields import at_least_float32, same_size
 from learned_aug.nets import Code, Encoder, Fields, Generator, initialize
-from learned_aug.runtime.checks import check_images
+from learned_aug.runtime.checks import check_finite, check_images
 from learned_aug.weights.mixin import PretrainedMixin
 
 __all__ = ["Augmenter"]
@@ -196,7 +196,8 @@ class Augmenter(PretrainedMixin):
         config, batch = self.config, images.shape[0]
         name, columns = ("noise", config.noise_dim) if masks is None else ("masks", config.tau_dim)
         given = noise if masks is None else masks
-        if given is None or given.shape != (expected := (batch, len(self.stages), columns)):
+        expected = (batch, len(self.stages), columns)
+        if given is None or given.shape != expected:
             got = None if given is None else tuple(given.shape)
             raise ValueError(f"{name} must be (B, stages, {columns}) = {expected}, got {got}; see draw_noise")
         if isinstance(strength, Tensor) and strength.ndim:
@@ -211,8 +212,7 @@ class Augmenter(PretrainedMixin):
             strengths = self.strengths(given.new_full((batch, 1, len(FAMILIES)), 0.5))
         elif strengths.shape != (batch, len(FAMILIES)):
             raise ValueError(f"strengths must be (B, 3) = ({batch}, 3), got {tuple(strengths.shape)}; see Trace")
-        if not isinstance(strength, Tensor) and not math.isfinite(strength):
-            raise ValueError(f"strength must be finite, got {strength}; 0 gives the images back")
+        check_finite("strength", strength)
         draw = self.empty_draw((images.shape[-2], images.shape[-1]))
         used: list[Tensor] = []
         logits: list[Tensor] = []
@@ -391,7 +391,7 @@ class Augmenter(PretrainedMixin):
             whole = affine_flow(scaled(fields.affine, 0).flatten(1), points, (side, side))
             flow = whole if flow is None else flow + whole
         if flow is not None:
-            if draw.size != (side, side):
+            if not same_size(draw.size, (side, side)):
                 (x, y), (height, width) = flow.split(1, dim=1), draw.size
                 flow = torch.cat([x * (width - 1), y * (height - 1)], dim=1) / (side - 1)
             draw = Draw(draw.size, flow, draw.coarse_color, draw.low, draw.high, draw.smooth)

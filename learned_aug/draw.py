@@ -29,7 +29,8 @@ class Augmented(NamedTuple):
 class Draw(NamedTuple):
     """The fields drawn for a batch, coarse until used: :meth:`Augmenter.draw` makes one, :meth:`apply` uses it.
 
-    Applying one draw to several tensors (frames of a video, an image and its mask) keeps them aligned.
+    Applying one draw to several tensors of one size (frames of a video, the two images of a pair) keeps them aligned;
+    for masks and depth maps, which have no colors, use :meth:`warp`.
     """
 
     size: tuple[int, int]
@@ -56,7 +57,9 @@ class Draw(NamedTuple):
 
         Raises:
             TypeError: if `images` are uint8, and the draw is for normalized images.
+            ValueError: if they are not as many, of the size and the channels that the draw is for.
         """
+        self._check(images, color=self.coarse_color)
         as_bytes = images.dtype == torch.uint8
         if as_bytes and (set(self.low), set(self.high)) != ({0.0}, {1.0}):
             raise TypeError("images must be floating for a draw of normalized ones, got torch.uint8; normalize them")
@@ -114,14 +117,45 @@ class Draw(NamedTuple):
         return None if self.coarse_flow is None else resize_field(self.coarse_flow, self.size, smooth=self.smooth)
 
     def warp(self, images: Tensor) -> Tensor:
-        """The first half of :meth:`apply`, in float32 at least."""
+        """Warp images of any channels, the first half of :meth:`apply`, in float32 at least.
+
+        Raises:
+            ValueError: if they are not as many, or of the size, that the draw is for.
+        """
+        self._check(images)
         images = at_least_float32(images)
         return images if self.coarse_flow is None else warp(images, self.coarse_flow, smooth=self.smooth)
 
+    def _check(self, images: Tensor, color: Tensor | None = None) -> None:
+        """Refuse images that the fields do not fit, which they would be applied to askew or in a mix of samples.
+
+        Raises:
+            ValueError: with what fits, and what came.
+        """
+        fields = [field for field in (self.coarse_flow, self.coarse_color) if field is not None]
+        if not fields:
+            return
+        if images.ndim != 4 or images.shape[0] != fields[0].shape[0] or images.shape[2:] != self.size:
+            raise ValueError(
+                f"images must be (B, C, H, W) = ({fields[0].shape[0]}, C, {self.size[0]}, {self.size[1]}) as the draw "
+                f"is, got {tuple(images.shape)}; resize them, take repeat() or sample() of the draw, or draw anew"
+            )
+        channels = images.shape[1]
+        if color is not None and not is_full(color, channels) and color.shape[1] != 2 * channels:
+            raise ValueError(
+                f"images must have the channels that the draw's color filter of {color.shape[1]} numbers is for, got "
+                f"{channels}; use warp() for masks and depth maps, or draw from a configuration of {channels}"
+            )
+
     def recolor(self, images: Tensor, original: Tensor | None = None) -> Tensor:
-        """The second half of :meth:`apply`, in float32 at least; `original` are the images before the first half."""
+        """Recolor, the second half of :meth:`apply`, in float32 at least; `original` are the images before the first.
+
+        Raises:
+            ValueError: if they are not as many, of the size and the channels that the draw is for.
+        """
         if self.coarse_color is None:
             return images
+        self._check(images, color=self.coarse_color)
         images = at_least_float32(images)
         out = recolor(images, at_least_float32(self.coarse_color))
         original = at_least_float32((images if original is None else original).detach())

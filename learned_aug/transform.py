@@ -121,9 +121,7 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
 
     def forward(self, *inputs: Any) -> Any:
         """Transform a sample of any structure."""
-        # Of an image that comes as PIL and leaves as PIL no tensor is seen, which may cost less to make then.
-        alone = len(inputs) == 1 and isinstance(inputs[0], PIL.Image.Image)
-        with torch.inference_mode() if alone else torch.no_grad():
+        with torch.no_grad():
             return super().forward(*inputs)
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
@@ -277,15 +275,20 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         if pixels.dtype == torch.uint8 or pixels.device.type != "cpu" or not pixels.numel():
             return
         if not pixels.is_floating_point() or pixels.itemsize < 2:
-            raise TypeError(f"images must be uint8 or floating, got {pixels.dtype}; use v2.ToDtype(..., scale=True)")
+            raise TypeError(
+                f"images must be uint8 or floating, got {pixels.dtype}; divide by the largest value that they may hold "
+                "as floats, or, where that is 255, convert with .to(torch.uint8)"
+            )
         low, high = (float(value) for value in pixels.aminmax())
         if low >= -SLACK and high <= 1 + SLACK:
             self._in_range = True
             return
-        text = (
-            f"floating images must be in [0, 1], got {low:.3g} to {high:.3g}; put LearnedAugment before Normalize, or "
-            "apply the Augmenter to normalized batches"
-        )
+        what = "put LearnedAugment before Normalize, or apply the Augmenter to normalized batches"
+        if not math.isfinite(high - low):
+            what = "look where they come from"
+        elif low >= 0 and 2 < high <= 255:
+            what = f"divide by 255 if they are bytes; else {what}"
+        text = f"floating images must be in [0, 1], got {low:.3g} to {high:.3g}; {what}"
         if not self._in_range or not math.isfinite(high - low):
             raise ValueError(text)
         if not self._warned:

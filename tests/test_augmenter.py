@@ -71,6 +71,14 @@ def test_strength_that_is_not_finite_is_refused(strength):
     augmenter = build()
     with pytest.raises(ValueError, match="strength must be finite"):
         augmenter(images(2, augmenter.config), strength=strength)
+    with pytest.raises(ValueError, match=r"strength must be finite, got \[1.0, "):
+        augmenter(images(2, augmenter.config), strength=torch.tensor([1.0, strength]))
+
+
+def test_a_trace_needs_noise_or_masks():
+    augmenter = build()
+    with pytest.raises(ValueError, match="got None; see draw_noise"):
+        augmenter.trace(images(2, augmenter.config))
 
 
 def test_a_draw_changes_the_image_and_reports_how(augmenter):

@@ -36,7 +36,9 @@ def test_signals_notes_what_the_influence_says_and_changes_no_draw(monkeypatch):
     parts = digits()
     train, val = (
         signals.Pixels((255 * images).byte(), labels)
-        for images, labels in ((part.tensors[0][:100], part.tensors[1][:100]) for part in (parts["train"], parts["val"]))
+        for images, labels in (
+            (part.tensors[0][:100], part.tensors[1][:100]) for part in (parts["train"], parts["val"])
+        )
     )
     trained = []
     for make in (lambda m: signals.Watched(m, train, val, seed=0), lambda m: signals.SteeredDraws(m, seed=0)):

@@ -41,7 +41,7 @@ def test_batches_and_videos_without_images_come_back(images):
         ((pil().convert("RGBA"),), ValueError, "RGBA"),
         ((pil().convert("P"),), ValueError, "PIL image P"),
         ((torch.rand(1, 32, 32),), ValueError, r"\(..., 3, H, W\), got \(1, 32, 32\)"),
-        ((torch.zeros(3, 32, 32, dtype=torch.int64),), TypeError, "int64.*scale=True"),
+        ((torch.zeros(3, 32, 32, dtype=torch.int64),), TypeError, "int64; divide by the largest value"),
         ((torch.rand(3, 32, 32) * 255,), ValueError, "before Normalize"),
         ((torch.randn(3, 32, 32),), ValueError, "before Normalize"),
         ((torch.full((3, 32, 32), torch.nan),), ValueError, "nan"),

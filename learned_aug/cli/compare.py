@@ -40,7 +40,7 @@ from learned_aug.cli.classifier import build_model
 from learned_aug.cli.main import IncompleteError, plain
 from learned_aug.cli.report import Parts, png
 from learned_aug.cli.settings import add_setting
-from learned_aug.cli.work import Work, add_data_arguments, keep_folder
+from learned_aug.cli.work import Work, add_data_arguments, keep_folder, refuse_among_classes
 from learned_aug.runtime.events import Event, ProgressBars
 from learned_aug.training.arms import ARMS, Arm, describe
 from learned_aug.training.compare import compare
@@ -102,6 +102,7 @@ def run(args: argparse.Namespace) -> str:
         if (channels := augmenter.config.channels) != (1 if args.gray else 3):
             remedy = "leave --gray out" if args.gray else "give --gray" if channels == 1 else "fit one"
             raise ValueError(f"--augmenter {name} is for images of {channels} channels; {remedy}")
+    refuse_among_classes(args.data, args.out)
     lock = keep_folder(args.out)
     try:
         _refuse_foreign(args.out)

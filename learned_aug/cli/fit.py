@@ -43,7 +43,7 @@ from learned_aug.cli.folder import ImageFolders
 from learned_aug.cli.main import IncompleteError, plain
 from learned_aug.cli.report import Parts, write_figures, write_report, write_strengths, write_weights
 from learned_aug.cli.settings import add_setting
-from learned_aug.cli.work import Work, add_data_arguments, check_head, keep_folder
+from learned_aug.cli.work import Work, add_data_arguments, check_head, keep_folder, refuse_among_classes
 from learned_aug.config import FAMILIES, AugmenterConfig
 from learned_aug.fit.config import FitConfig
 from learned_aug.fit.dropout import DropoutConfig
@@ -115,6 +115,8 @@ def run(args: argparse.Namespace) -> str:
     strengths = {family: getattr(args, family) for family in FAMILIES}
     networks = AugmenterConfig(channels=1 if args.gray else 3, size=args.size, **strengths)
     schedule = None if args.train_steps is None else RetrainConfig(steps=args.train_steps)
+    for folder in (args.out, args.checkpoint_dir):
+        refuse_among_classes(args.data, folder)
     locks = [keep_folder(args.out)]
     if args.checkpoint_dir is not None:
         locks.append(keep_folder(args.checkpoint_dir))
@@ -234,7 +236,11 @@ def _report(
         lines += ["One run of each: differences may be chance, and have no interval.", ""]
     if "curves.png" not in (*written, *parts.missing):
         lines.append("No curves.png without matplotlib: pip install 'learned-aug[viz]'.")
-    lines += [f"Wrote to {args.out}: {', '.join(written)}.", "", "Next, see over several runs whether it helps:"]
+    lines += [
+        f"Wrote to {args.out}: {', '.join(written)}.",
+        "",
+        f"Next, see over several runs whether it helps{_where(work)}:",
+    ]
     lines.append(f"  {_next(args)}")
     if parts.missing:
         raise IncompleteError("\n".join(lines), parts.missing)
@@ -306,6 +312,10 @@ def _protocol(args: argparse.Namespace, errors: dict[str, float]) -> str:
     if errors:
         text += f"; one classifier for each row, {args.train_steps} steps by `learned_aug.training.retrain`: no proof"
     return text
+
+
+def _where(work: Work) -> str:
+    return "" if work.data.test is not None else f", with further images in {plain(work.args.data)}/test/"
 
 
 def _next(args: argparse.Namespace) -> str:

@@ -80,6 +80,8 @@ def run(args: argparse.Namespace) -> str:
         picture = diversity_grid(augmenter, images, draws=args.draws, side=args.side, generator=generator)
     else:
         picture = tau_traversal(augmenter, images[0], steps=args.draws, side=args.side, generator=generator)
+    if args.out.resolve() in {file.resolve() for file in files}:
+        raise ValueError(f"{args.out} is one of the images to show, which stay as they are; give another --out")
     buffer = io.BytesIO()
     try:
         picture.save(buffer, format=kind, **({"quality": 92} if kind in ("JPEG", "WEBP") else {}))

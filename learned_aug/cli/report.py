@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import platform
 import traceback
 import warnings
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Parts", "png", "settings_of", "write_figures", "write_report", "write_strengths", "write_weights"]
 
+PICTURES = ("diversity.png", "traversal.png", "corrected.png")  # that a fit writes beside the weights
 SHOWN = 8  # images of the diversity grid
 SIDE = 64  # pixels of a cell, at least
 
@@ -60,12 +62,16 @@ class Parts:
 def write_weights(folder: Path, result: FitResult) -> None:
     """Write augmenter/ with the weights and their configuration, and remove what an earlier fit has left beside them.
 
+    Other files stay; an earlier card, which may have been filled in, becomes README.old.md.
+
     Raises:
         OSError: if `folder` cannot be written.
     """
     inside = folder / "augmenter"
     result.augmenter.save_pretrained(inside)
-    for stale in (inside / CARD_NAME, *inside.glob("*.png"), folder / "curves.png", folder / "fit.json"):
+    if (inside / CARD_NAME).exists():
+        os.replace(inside / CARD_NAME, inside / "README.old.md")
+    for stale in (*(inside / name for name in PICTURES), folder / "curves.png", folder / "fit.json"):
         stale.unlink(missing_ok=True)
 
 

@@ -25,7 +25,7 @@ from learned_aug.training.reader import first_tensor
 from learned_aug.training.retrain import RetrainConfig, retrain
 from learned_aug.training.steer import SteeredDraws
 
-__all__ = ["Work", "add_data_arguments", "check_device", "check_head", "keep_folder"]
+__all__ = ["Work", "add_data_arguments", "check_device", "check_head", "keep_folder", "refuse_among_classes"]
 
 SPARE = 32 * 2**20  # bytes that must be free beside a classifier's: weights, pictures, figures
 
@@ -42,6 +42,18 @@ def add_data_arguments(group: Any) -> None:
     group.add_argument("--std", metavar="X", type=float, nargs="+", help="the same (ImageNet's; 1 if gray)")
     group.add_argument("--baseline", choices=BASELINES, default="crop-flip", help="of its training (%(default)s)")
     group.add_argument("--workers", metavar="N", type=int, default=0, help="processes that read images (%(default)s)")
+
+
+def refuse_among_classes(data: Path, folder: Path | None) -> None:
+    """Refuse a folder for results that would be read as a class of images, before it is made.
+
+    Raises:
+        ValueError: if `folder` lies directly in one whose folders are the classes.
+    """
+    parts = [data / name for name in ("train", "val", "test")]
+    classes = parts if parts[0].is_dir() else [data]
+    if folder is not None and folder.resolve().parent in {part.resolve() for part in classes}:
+        raise ValueError(f"{folder} lies among the class folders of {data}; give a folder outside of it for results")
 
 
 def keep_folder(folder: Path, needed: int = 0) -> FolderLock:

@@ -11,7 +11,7 @@ from os import PathLike
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.config import AugmenterConfig
@@ -26,6 +26,7 @@ from learned_aug.influence.system import Solution
 from learned_aug.runtime.data import Data, hold_out
 from learned_aug.runtime.distributed import all_sum_, broadcast_, rank, world_size
 from learned_aug.runtime.events import Event, OnEvent, ProgressBars
+from learned_aug.runtime.overlap import check_disjoint
 from learned_aug.runtime.rng import forked, generator
 
 __all__ = ["FitResult", "fit"]
@@ -183,7 +184,7 @@ def fit(
             "those of unseen images, and what the fit predicts is off; train it on the others, or give other images",
             stacklevel=2,
         )
-    _refuse_same(train, val)
+    check_disjoint(train=train, val=val)
     _check_shares(config, train, val)
     model, layer = _on_device(model, head, device)
     _check_same_model(model, layer.weight.device)
@@ -313,19 +314,3 @@ def _check_same_model(model: nn.Module, device: torch.device) -> None:
                 f"model must be the same in all processes, got other weights than process 0's in {others} of "
                 f"{world_size()}; load one file in all, or send them with torch.distributed.broadcast"
             )
-
-
-def _refuse_same(train: Data, val: Data) -> None:
-    one, two = (data.dataset if isinstance(data, DataLoader) else data for data in (train, val))
-    if one is two:
-        got = "the same object for both"
-    elif isinstance(one, Subset) and isinstance(two, Subset) and one.dataset is two.dataset:
-        shared = len(set(one.indices) & set(two.indices))
-        got = f"{shared} images that are in both" if shared else ""
-    else:
-        got = ""
-    if got:
-        raise ValueError(
-            f"val must hold images that are not in train, got {got}; split train, for example with "
-            "torch.utils.data.random_split"
-        )

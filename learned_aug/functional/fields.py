@@ -104,6 +104,11 @@ def _spread(points: int, length: int, dtype: torch.dtype, device: torch.device |
     return torch.arange(points, dtype=dtype, device=device) * (length - 1) / max(points - 1, 1)
 
 
+def same_size(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two sizes (h, w) are equal; no while one is left open in an export, which asking would fix."""
+    return not any(isinstance(side, torch.SymInt) for side in (*one, *other)) and one == other
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision to float32; the rest as it is."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
@@ -189,7 +194,7 @@ def resize_field(field: Tensor, size: tuple[int, int], *, smooth: bool = False) 
         (..., H, W) in float32 at least, under autocast too.
     """
     field = at_least_float32(field)
-    if field.shape[-2:] in (size, (1, 1)):
+    if field.shape[-2:] == (1, 1) or same_size(field.shape[-2:], size):
         return field.expand(*field.shape[:-2], *size)
     # For the few points of a control grid, two products with small matrices take a tenth of F.interpolate's time.
     rows, columns = interpolation(*field.shape[-2:], *size, smooth, field.dtype, field.device)

@@ -139,10 +139,10 @@ class HeadTap:
                 f'pass head="name" of the nn.Linear that gives the logits{self._others()}'
             )
         features = self._seen.pop()
-        if not isinstance(output, Tensor):
+        if not isinstance(output, Tensor) and not isinstance(output := getattr(output, "logits", output), Tensor):
             raise ValueError(
-                f"the model must return its logits as one tensor, got {type(output).__name__}; "
-                "wrap it in a module that returns the logits alone"
+                f"the model must return its logits as one tensor, or hold them as .logits, got "
+                f"{type(output).__name__}; wrap it in a module that returns the logits alone"
             )
         if features.ndim != 2 or features.shape[0] != images.shape[0]:
             raise ValueError(
@@ -197,6 +197,11 @@ class HeadTap:
                 f"the model's output must be its head's logits, they differ by {gap:.1%} of their size: something "
                 "after the head changes them (a scale, softmax or sigmoid? the mean of several heads?), or another "
                 f'layer is the last one; return the logits of one head, or pass head="name"{self._others()}'
+            )
+        if not all(bool(p.isfinite().all()) for p in self.head.parameters(recurse=False)):
+            raise ValueError(
+                "the head's weight and bias must be finite, got NaN or infinity: the training has diverged; lower its "
+                "learning rate and train again"
             )
         with self._moved_head() as moved:
             given = [p.detach().clone() for p in moved]

@@ -50,6 +50,10 @@ def influence_up(ihvp: Tensor, batch: HeadBatch, label_smoothing: float = 0.0) -
             f"{tuple(batch.features.shape)} and logits {tuple(batch.logits.shape)}, got {tuple(ihvp.shape)}; "
             "solve it for the head that the features enter"
         )
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}; give that of the training loss")
+    if ihvp.device.type == "cpu" and not bool(ihvp.isfinite().all()):
+        raise ValueError("ihvp must be finite, got NaN or infinity; look for them in the head and its features")
     r = residuals(batch.logits, batch.labels, label_smoothing)
     h = batch.features.to(r.dtype)
 

@@ -16,6 +16,7 @@ __all__ = [
     "check_at_least",
     "check_at_most_one",
     "check_class_range",
+    "check_finite",
     "check_images",
     "check_labels",
     "check_logits",
@@ -68,8 +69,9 @@ def check_images(images: Any, channels: int | None = None) -> Tensor:
     if not isinstance(images, Tensor) or not images.is_floating_point():
         got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(
-            f"images must be a floating batch (B, C, H, W), got {got}; use LearnedAugment, or scale integers with "
-            "v2.functional.to_dtype(images, torch.float32, scale=True), and stack single ones with torch.stack"
+            f"images must be a floating batch (B, C, H, W), got {got}; use LearnedAugment, or scale uint8 with "
+            "v2.functional.to_dtype(images, torch.float32, scale=True), divide other integers by the largest value "
+            "that they may hold, and stack single ones with torch.stack"
         )
     if images.ndim != 4 or 0 in images.shape[1:] or images.shape[1] != (channels or images.shape[1]):
         hint = "; add a batch dimension with images[None]" if images.ndim == 3 else ""
@@ -96,9 +98,24 @@ def check_range(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
         stated = any(mean) or any(s != 1 for s in std)
         undone = f"once (x - {tuple(mean)}) / {tuple(std)} is undone"
         when = undone if stated else "unless their normalization is stated"
-        raise ValueError(
-            f"images must be in [0, 1] {when}, got [{low:.2f}, {high:.2f}]; pass the mean= and std= of their Normalize"
-        )
+        bytes_in = not stated and low >= 0 and 2 < high <= 255
+        what = "divide them by 255" if bytes_in else "pass the mean= and std= of their Normalize"
+        raise ValueError(f"images must be in [0, 1] {when}, got [{low:.2f}, {high:.2f}]; {what}")
+
+
+def check_finite(name: str, value: float | Tensor) -> None:
+    """Refuse what is not finite; of tensors on an accelerator nothing is read, which would make it wait.
+
+    Raises:
+        ValueError: with what it was.
+    """
+    if isinstance(value, Tensor):
+        if value.device.type != "cpu" or torch.compiler.is_compiling() or bool(value.isfinite().all()):
+            return
+    elif math.isfinite(value):
+        return
+    got = value.flatten().tolist() if isinstance(value, Tensor) else value
+    raise ValueError(f"{name} must be finite, got {got}; 0 gives the images back")
 
 
 def check_seed(seed: Any, name: str = "seed") -> int:

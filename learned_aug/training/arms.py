@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.config import AugmenterConfig
+from learned_aug.fit.config import FitConfig
 from learned_aug.fit.pipeline import fit
 from learned_aug.runtime.checks import numbers
 from learned_aug.runtime.data import Data, as_pair
@@ -108,7 +109,10 @@ def _fitted(setting: Setting) -> SteeredDraws:
         networks = AugmenterConfig(channels=image.shape[0], size=max(image.shape[-2:]), mean=mean, std=std)
     val = setting.val
     assert val is not None  # compare sees to that
-    result = fit(model, setting.train, val, baseline=setting.baseline, augmenter=networks, progress=False)
+    config = FitConfig(seed=setting.seed)
+    result = fit(
+        model, setting.train, val, config=config, baseline=setting.baseline, augmenter=networks, progress=False
+    )
     return _steered(setting, augmenter=result.augmenter, **UNSTEERED)
 
 

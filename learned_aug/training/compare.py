@@ -31,6 +31,7 @@ from learned_aug.augmenter import Augmenter
 from learned_aug.runtime.checks import check_seed
 from learned_aug.runtime.data import Data, check_source
 from learned_aug.runtime.events import Event, OnEvent, ProgressBars
+from learned_aug.runtime.overlap import check_disjoint
 from learned_aug.runtime.rng import forked
 from learned_aug.runtime.stream import check_alike
 from learned_aug.training.arms import CONTROL, Arm, Setting, build, describe, reads_val
@@ -198,7 +199,9 @@ class _Task:
         for arm in self.arms.values():
             if isinstance(arm, (Augmenter, LearnedAugment)):
                 build(arm, setting)  # which refuses those for another normalization
-        check_alike(train=self.train, test=self.test, **({} if self.val is None else {"val": self.val}))
+        parts = {"train": self.train, "test": self.test, **({} if self.val is None else {"val": self.val})}
+        check_disjoint(**parts)
+        check_alike(**parts)
 
     def settings(self) -> dict[str, str]:
         """Return what the trainings in a folder must agree in, as short texts."""

@@ -19,6 +19,7 @@ from learned_aug.influence.s_val import InfluenceConfig, solve_s_val
 from learned_aug.influence.scores import influence_aug
 from learned_aug.runtime.checks import check_seed
 from learned_aug.runtime.data import Data
+from learned_aug.runtime.overlap import check_disjoint
 from learned_aug.runtime.rng import generator
 from learned_aug.runtime.stream import Stream, check_alike
 from learned_aug.viz import strength_panels
@@ -119,6 +120,7 @@ def strength_curves(
         raise ValueError(f"levels must be positive numbers, got {tuple(levels)}")
     if augmenter is not None and augmenter.config.version == 1:
         raise ValueError("augmenter must have strengths by family, got weights of version 1; use learned_aug.prior")
+    check_disjoint(train=train, val=val)
     check_alike(train=train, val=val)
     config, seed = config if config is not None else InfluenceConfig(), check_seed(seed)
     tap = HeadTap(model, find_head(model, head))

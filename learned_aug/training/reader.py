@@ -25,6 +25,7 @@ from learned_aug.runtime.checks import (
     model_errors_named,
 )
 from learned_aug.runtime.data import Data
+from learned_aug.runtime.overlap import check_disjoint
 from learned_aug.runtime.stream import Stream, check_alike
 
 __all__ = ["Loss", "Reader", "first_tensor"]
@@ -74,6 +75,8 @@ class Reader:
             raise ValueError(
                 'by="influence" needs train= and val=, (image, label) data; leave it out to follow the loss'
             )
+        if by == "loss" and not (train is None and val is None):
+            raise ValueError('train= and val= are for by="influence", got by="loss"; state it, or leave them out')
         self.model, self.by, self.loss = unwrap(model), by, loss
         self.config = config if config is not None else InfluenceConfig()
         self.influence: tuple[Head, Tensor] | None = None
@@ -87,6 +90,7 @@ class Reader:
                 Stream(data, name, "snapshot", seed=0, batch_size=256, device=device)  # type: ignore[arg-type]
                 for data, name in ((train, "train"), (val, "val"))
             )
+            check_disjoint(train=train, val=val)  # type: ignore[arg-type]
             check_alike(train=train, val=val)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:

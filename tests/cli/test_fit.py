@@ -11,11 +11,12 @@ import PIL.Image
 import pytest
 import torch
 
-from learned_aug import LearnedAugment, evaluate
+from learned_aug import Augmenter, AugmenterConfig, LearnedAugment, evaluate
 from learned_aug.cli import fit as fitting
 from learned_aug.cli.classifier import build_model, load_checkpoint
 from learned_aug.cli.folder import open_folders
 from learned_aug.cli.main import main
+from learned_aug.cli.report import write_weights
 from tests.cli.conftest import COUNTS, MODEL, SHORT, arguments
 
 # Python 3.12 and later warn of every fork beside threads; torch's loader forks by default.
@@ -173,6 +174,26 @@ def test_fit_answers_a_mistake_in_one_line_before_the_work(fitted, images, tmp_p
         for part in (name, *(str(value).split(" ") if name == split else [str(value)]))
     ]
     assert message in failing("fit", *given, "--gray")
+
+
+@pytest.mark.parametrize("option", ["--out", "--checkpoint-dir"])
+def test_results_among_the_class_folders_are_refused_before_a_folder_is_made(images, tmp_path, failing, option):
+    mine = images / "train" / "mine"
+    options = {"--model": MODEL, "--data": images / "train", "--val": "0.3", "--out": tmp_path, option: mine}
+    given = [part for pair in options.items() for part in pair]
+    assert f"lies among the class folders of {images / 'train'}" in failing("fit", *given, "--train-steps", "5", *SHORT)
+    assert not mine.exists()
+
+
+def test_a_second_fit_keeps_the_users_files_and_the_card_that_was_filled_in(tmp_path):
+    inside = tmp_path / "augmenter"
+    inside.mkdir()
+    for name in ("holiday.png", "diversity.png", "README.md"):
+        (inside / name).write_text(name)
+    augmenter = Augmenter(AugmenterConfig(channels=1, size=8))
+    write_weights(tmp_path, SimpleNamespace(augmenter=augmenter))
+    assert {p.name for p in inside.glob("*.png")} == {"holiday.png"}
+    assert (inside / "README.old.md").read_text() == "README.md"
 
 
 def test_a_full_disk_is_found_before_the_work(fitted, images, tmp_path, failing, idle, monkeypatch):

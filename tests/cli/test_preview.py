@@ -169,3 +169,11 @@ def test_preview_answers_a_mistake_in_one_line(fitted, images, tmp_path, failing
     monkeypatch.chdir(fitted.parent)
     assert "write ./run/augmenter" in failing("preview", "run/augmenter", image, *out)
     assert not (tmp_path / "grid.png").exists()
+
+
+def test_an_image_that_is_shown_is_not_written_over(still, tmp_path, capsys):
+    halves().save(tmp_path / "photo.png")
+    before = (tmp_path / "photo.png").read_bytes()
+    assert draw(still, [tmp_path / "photo.png"], tmp_path / "photo.png") == 1
+    assert "is one of the images to show" in capsys.readouterr().err
+    assert (tmp_path / "photo.png").read_bytes() == before

@@ -291,3 +291,11 @@ def test_free_heads_are_accepted_and_give_their_logits(name: str) -> None:
     with borrowed(made), HeadTap(made, head) as tap, torch.no_grad():
         features, logits = tap(x)
         torch.testing.assert_close(F.linear(features, head.weight, head.bias), logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_with_nan_is_called_one_that_diverged() -> None:
+    made = model()
+    with torch.no_grad():
+        made[-1].weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="must be finite, got NaN or infinity: the training has diverged"):
+        learned_aug.fit(made, *photos(16), config=tiny(), progress=False)

@@ -264,3 +264,11 @@ class TestStationarity:
         features = torch.eye(2, dtype=torch.float64)
         problem = HeadProblem(features=features, labels=torch.arange(2), weight=1e6 * features, bias=None)
         assert check_stationary(problem, torch.zeros_like(problem.theta)).relative == 0.0
+
+
+def test_what_gives_no_influence_is_refused(fitted: HeadProblem, s_val: Tensor) -> None:
+    batch = HeadBatch(*(t[:8] for t in fitted.batch))
+    with pytest.raises(ValueError, match="label_smoothing must be in"):
+        influence_up(s_val, batch, 2.0)
+    with pytest.raises(ValueError, match="ihvp must be finite"):
+        influence_up(s_val * float("nan"), batch)

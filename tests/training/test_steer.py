@@ -318,3 +318,8 @@ def test_influence_is_not_read_before_it_is_solved(model, batch, few):
     reader = Reader(model, by="influence", train=few[0], val=few[1])
     with pytest.raises(RuntimeError, match="renew"):
         reader.score(*batch)
+
+
+def test_data_for_the_influence_is_refused_where_the_loss_steers(model, few):
+    with pytest.raises(ValueError, match='train= and val= are for by="influence"'):
+        SteeredDraws(model, train=few[0], val=few[1])
