@@ -55,6 +55,19 @@ def test_exports_with_open_height_and_width(form):
 
 @pytest.mark.newest
 @pytest.mark.filterwarnings("default")
+def test_sizes_left_open_may_be_the_training_size_and_that_of_the_example():
+    augmenter = build()
+    example = images(4, augmenter.config), augmenter.draw_noise(4)
+    shapes = {2: Dim("height", min=8, max=512), 3: Dim("width", min=8, max=512)}, None
+    program = torch.export.export(augmenter, example, dynamic_shapes=shapes).module()
+    for size in ((32, 32), (8, 8), (40, 56)):
+        x = images(4, augmenter.config, size)
+        noise = augmenter.draw_noise(4, generator=seeded(2))
+        torch.testing.assert_close(program(x, noise), augmenter(x, noise), atol=1e-4, rtol=0)
+
+
+@pytest.mark.newest
+@pytest.mark.filterwarnings("default")
 def test_goes_to_onnx_with_an_open_batch(tmp_path):
     if not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
         pytest.skip("needs onnx, onnxscript and onnxruntime, which no extra brings")

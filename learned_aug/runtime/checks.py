@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "BYTES",
     "SLACK",
     "check_at_least",
     "check_at_most_one",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 SLACK = 0.5  # how far outside [0, 1] an image may be, as bicubic resizing leaves it, before it counts as normalized
+BYTES = 256.0  # up to here nonnegative floats may be bytes, with the little that resizing adds
 
 
 def check_at_least(config: object, **bounds: float) -> None:
@@ -71,7 +73,7 @@ def check_images(images: Any, channels: int | None = None) -> Tensor:
         raise TypeError(
             f"images must be a floating batch (B, C, H, W), got {got}; use LearnedAugment, or scale uint8 with "
             "v2.functional.to_dtype(images, torch.float32, scale=True), divide other integers by the largest value "
-            "that they may hold, and stack single ones with torch.stack"
+            "that they may hold, 255 for 8-bit data, and stack single ones with torch.stack"
         )
     if images.ndim != 4 or 0 in images.shape[1:] or images.shape[1] != (channels or images.shape[1]):
         hint = "; add a batch dimension with images[None]" if images.ndim == 3 else ""
@@ -98,8 +100,11 @@ def check_range(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
         stated = any(mean) or any(s != 1 for s in std)
         undone = f"once (x - {tuple(mean)}) / {tuple(std)} is undone"
         when = undone if stated else "unless their normalization is stated"
-        bytes_in = not stated and low >= 0 and 2 < high <= 255
-        what = "divide them by 255" if bytes_in else "pass the mean= and std= of their Normalize"
+        what = "pass the mean= and std= of their Normalize"
+        if not math.isfinite(high - low):
+            what = "check the source of NaN or infinity"
+        elif not stated and low >= 0 and high <= BYTES:
+            what = f"divide them by 255 if they are bytes, else {what}"
         raise ValueError(f"images must be in [0, 1] {when}, got [{low:.2f}, {high:.2f}]; {what}")
 
 

@@ -32,7 +32,7 @@ LOOKED_AT = 16  # images of a data set that stand for all of them
 # Of samples and batches that are dicts, as Hugging Face's data sets give them.
 IMAGE_KEYS = ("image", "img", "pixel_values")
 LABEL_KEYS = ("label", "labels")
-TO_TENSOR = "v2.ToImage(), v2.ToDtype(torch.float32, scale=True)"
+TO_TENSOR = "end the data set's transform with v2.ToImage(), v2.ToDtype(torch.float32, scale=True)"
 
 
 def check_source(data: object, name: str) -> None:
@@ -144,10 +144,7 @@ def collate_errors_named(name: str) -> Iterator[None]:
                 f"samples of {name} must be (image, label), got None in one of them; leave those without a label out"
             ) from error
         if isinstance(error, TypeError) and "PIL" in str(error) and "collate" in str(error):
-            raise TypeError(
-                f"images of {name} must be floating tensors, got PIL images; end the data set's transform with "
-                + TO_TENSOR
-            ) from error
+            raise TypeError(f"images of {name} must be floating tensors, got PIL images; " + TO_TENSOR) from error
         raise
 
 
@@ -160,10 +157,11 @@ def check_batch(batch: Any, name: str, start: int) -> tuple[Tensor, Tensor]:
     """
     images, labels = as_pair(batch, name)
     if not isinstance(images, Tensor) or not images.is_floating_point():
-        raise TypeError(
-            f"images of {name} must be floating tensors, got {_kind(images)}; end the data set's transform with "
-            + TO_TENSOR
-        )
+        what = TO_TENSOR
+        if isinstance(images, Tensor) and images.dtype not in (torch.uint8, torch.uint16):
+            # Of these ToDtype takes the range of the type for that of the values, which turns images black.
+            what = "divide them by the largest value that they may hold, 255 for 8-bit data"
+        raise TypeError(f"images of {name} must be floating tensors, got {_kind(images)}; {what}")
     if images.ndim != 4 or 0 in images.shape[1:]:
         raise ValueError(f"images of {name} must be (C, H, W), batches (B, C, H, W), got {tuple(images.shape)}")
     labels = check_labels(labels, images.shape[0], f"labels of {name}")

@@ -75,8 +75,6 @@ class Reader:
             raise ValueError(
                 'by="influence" needs train= and val=, (image, label) data; leave it out to follow the loss'
             )
-        if by == "loss" and not (train is None and val is None):
-            raise ValueError('train= and val= are for by="influence", got by="loss"; state it, or leave them out')
         self.model, self.by, self.loss = unwrap(model), by, loss
         self.config = config if config is not None else InfluenceConfig()
         self.influence: tuple[Head, Tensor] | None = None

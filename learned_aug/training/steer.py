@@ -112,6 +112,8 @@ class SteeredDraws:
             raise ValueError(f"tilt must be finite, got {tilt}; 0 steers nothing")
         if not (math.isfinite(gate) and gate >= 0):
             raise ValueError(f"gate must be a finite power >= 0, got {gate}; 0 is no gate")
+        if by == "loss" and not (train is None and val is None):
+            raise ValueError('train= and val= are for by="influence", got by="loss"; state it, or leave them out')
         if warmup < 0 or every < 1 or period < 1:
             raise ValueError(
                 f"warmup must be >= 0, every and period >= 1, got {warmup}, {every} and {period}; leave them out"

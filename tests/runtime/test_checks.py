@@ -1,5 +1,7 @@
 """The one check of labels, and that all entry points make it."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ import learned_aug
 from learned_aug.influence.head import HeadBatch, HeadTap, borrowed, collect
 from learned_aug.influence.layer import find_head
 from learned_aug.influence.problem import HeadProblem
-from learned_aug.runtime.checks import check_class_range, check_labels
+from learned_aug.runtime.checks import check_class_range, check_images, check_labels, check_range
 
 EYE = torch.eye(4)
 FLATTEN = r"make it one dimension with labels.flatten\(\)"
@@ -134,7 +136,7 @@ SEEDED = {
     "compare": lambda seed: learned_aug.compare(
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 4)),
         PIXELS,
-        PIXELS,
+        TensorDataset(torch.rand(8, 3, 2, 2), torch.arange(8) % 4),
         ["baseline"],
         config=learned_aug.RetrainConfig(steps=1),
         seeds=[seed],
@@ -154,3 +156,24 @@ def test_a_seed_that_is_no_integer_is_refused(name, seed):
 @pytest.mark.parametrize("name", SEEDED)
 def test_integers_of_any_kind_are_seeds(name, seed):
     SEEDED[name](seed)
+
+
+@pytest.mark.parametrize(
+    ("image", "statistics", "remedy"),
+    [
+        (torch.linspace(0, 255, 48), (0.0, 1.0), "divide them by 255 if they are bytes"),
+        (torch.linspace(-2, 2.6, 48), (0.0, 1.0), "2.60]; pass the mean= and std="),
+        (torch.linspace(0, 255, 48), (0.5, 0.5), "128.00]; pass the mean= and std="),
+        (torch.full((48,), torch.inf), (0.0, 1.0), "check the source of NaN or infinity"),
+    ],
+)
+def test_the_remedy_for_a_range_is_that_for_what_came(image, statistics, remedy):
+    mean, std = statistics
+    with pytest.raises(ValueError, match=re.escape(remedy)):
+        check_range(image.view(1, 3, 4, 4), (mean,), (std,))
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int64])
+def test_wide_integers_are_divided_by_the_largest_value_of_the_data_and_not_of_the_type(dtype):
+    with pytest.raises(TypeError, match=r"divide other integers by the largest value .* 255 for 8-bit data"):
+        check_images(torch.ones(1, 3, 4, 4, dtype=dtype))

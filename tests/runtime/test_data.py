@@ -76,6 +76,7 @@ def test_iterable_data_is_read_through_a_loader():
         (Listed([torch.zeros(1, 4, 4)]), ValueError, r"\(images, labels\)", "Tensor", "wrapper"),
         (Listed([(torch.zeros(1, 4, 4), 0, 1)]), ValueError, r"\(images, labels\)", "of 3", "wrapper"),
         (Listed([(torch.zeros(1, 4, 4, dtype=torch.uint8), 0)]), TypeError, "floating", "uint8", "ToDtype"),
+        (Listed([(torch.zeros(1, 4, 4, dtype=torch.int64), 0)]), TypeError, "floating", "int64", "255 for 8-bit data"),
         (Listed([(torch.zeros(4, 4), 0)]), ValueError, r"\(C, H, W\)", r"\(1, 4, 4\)", "batches"),
         (Listed([(torch.zeros(1, 4, 4), 0.5)]), ValueError, "integer", "float", "not a value to regress on"),
         (Listed([(torch.zeros(1, 4, 4), torch.eye(3)[0])]), ValueError, "integer", "float", "argmax"),

@@ -72,16 +72,22 @@ def test_ready_made_arms_augment_a_batch(setting, batch, name):
 
 
 def test_fitted_trains_its_classifier_and_draws_from_what_was_fitted_to_it(setting, model, tiny, monkeypatch):
-    seen = []
-    real = ready.fit
+    seen, real = [], ready.fit
+
+    def short(*data, config, **options):
+        seen.append(real(*data, config=replace(tiny, pretrain=None, seed=config.seed), **options))
+        seeds.append(config.seed)
+        return seen[-1]
+
+    seeds = []
     monkeypatch.setattr(ready, "retrain", lambda classifier, *_, **__: seen.append(classifier))
-    monkeypatch.setattr(
-        ready, "fit", lambda *a, **kw: seen.append(real(*a, **kw, config=replace(tiny, pretrain=None))) or seen[-1]
-    )
+    monkeypatch.setattr(ready, "fit", short)
+    setting = replace(setting, seed=7)
     augment = build("fitted", setting)
     assert seen[0] is model
     assert augment.augmenter is seen[1].augmenter
     assert augment.tilt == 0
+    assert seeds == [7]
 
 
 def test_ours_are_on_half_of_a_batch_policies_on_all(setting, augmenter, batch):

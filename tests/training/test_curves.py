@@ -51,7 +51,8 @@ def test_a_color_change_that_destroys_the_labels_is_warned_of():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
     retrain(model, data, RetrainConfig(steps=400, lr=0.1))
     augmenter = learned_aug.prior(images.clamp(0, 1))
-    curves = strength_curves(model, data, data, augmenter, images=400)
+    val = torch.utils.data.TensorDataset(*data.tensors)
+    curves = strength_curves(model, data, val, augmenter, images=400)
     assert "color" in curves.warnings
     assert "warp" not in curves.warnings
     assert "color of" in curves.verdict
