@@ -7,7 +7,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from learned_aug import LearnedAugment
+from learned_aug import Augmenter, AugmenterConfig, LearnedAugment
 from tests.test_transform import pil, transform
 
 
@@ -75,6 +75,42 @@ def test_bad_arguments_are_refused(bad):
 def test_what_lies_outside_0_and_1_is_kept_at_tiny_strength(statistics):
     x = torch.linspace(-0.4, 1.4, 3 * 32 * 32).view(3, 32, 32)
     torch.testing.assert_close(transform(strength=1e-6, **statistics)(x), x, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_deep_pil_images_are_refused_with_a_remedy_that_keeps_them(mode, channels):
+    with pytest.raises(ValueError, match=r"of 8 bits, got .*1/257") as info:
+        transform(channels=channels)(PIL.Image.new(mode, (32, 32)))
+    assert "convert('L')" not in str(info.value)
+    assert "floats in [0, 1] by 255" in str(info.value)
+    image = PIL.Image.fromarray(np.full((32, 32), 65535, np.uint16))
+    scaled = PIL.Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    assert (scaled.mode, scaled.getextrema()) == ("L", (255, 255))
+
+
+def test_without_any_family_of_changes_images_pass():
+    image = pil()
+    aug = LearnedAugment(Augmenter(AugmenterConfig(affine=0, warp=0, color=0, tau_dim=8)))
+    assert aug(image) is image
+
+
+@pytest.mark.parametrize("statistics", [(0.5, 0.5), (0.5, 0.25), (0.0, 1 / 255)])
+def test_a_data_set_is_refused_at_its_first_image_and_never_in_the_middle(statistics):
+    mean, std = statistics
+    images = (torch.rand(6, 3, 16, 16) - mean) / std
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = (0 - mean) / std, (1 - mean) / std
+    with pytest.raises(ValueError, match="put LearnedAugment before Normalize"):
+        transform()(images[0])
+    one = transform(strength=1e-6)
+    images[0] = 0.5
+    one(images[0] + torch.rand(3, 16, 16) / 10)
+    with pytest.warns(UserWarning, match="earlier images were in it") as told:
+        out = torch.stack([one(image) for image in images[1:]])
+    assert len(told) == 1
+    assert (out - images[1:]).abs().max() < 1e-3 * images.abs().max()
+    with pytest.raises(ValueError, match="nan"):
+        one(torch.full((3, 16, 16), torch.nan))
 
 
 @pytest.mark.parametrize(
