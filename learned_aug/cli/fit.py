@@ -315,7 +315,7 @@ def _protocol(args: argparse.Namespace, errors: dict[str, float]) -> str:
 
 
 def _where(work: Work) -> str:
-    return "" if work.data.test is not None else f", with further images in {plain(work.args.data)}/test/"
+    return "" if work.data.test is not None else f", with further images in {plain(str(work.args.data))}/test/"
 
 
 def _next(args: argparse.Namespace) -> str:
