@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -299,3 +300,20 @@ def test_a_head_with_nan_is_called_one_that_diverged() -> None:
         made[-1].weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match="must be finite, got NaN or infinity: the training has diverged"):
         learned_aug.fit(made, *photos(16), config=tiny(), progress=False)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_holds_its_logits_in_an_output_is_fitted_as_one_that_returns_them() -> None:
+    class Output(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model()
+
+        def forward(self, images: Tensor) -> SimpleNamespace:
+            return SimpleNamespace(logits=self.inner(images))
+
+    found = [
+        learned_aug.fit(made, *photos(16), config=tiny(), progress=False).augmenter.state_dict()
+        for made in (Output(), model())
+    ]
+    torch.testing.assert_close(*found, rtol=0, atol=0)
