@@ -207,7 +207,7 @@ def published(folder: Path, repo_id: str) -> dict[str, bytes]:
         raise WeightsError(f"{folder / CARD_NAME} must be text in UTF-8 ({error}); write it again") from error
     name = folder.resolve().name
     for source in (f"./{name}", name):
-        text = text.replace(f'from_pretrained("{source}")', f'from_pretrained("{repo_id}")')
+        text = text.replace(f'from_pretrained("{source}"', f'from_pretrained("{repo_id}"')
     for title in ("# ", "- name: "):  # the heading, and the name of the header's model-index
         text = re.sub(rf"^{title}{re.escape(name)}$", title + repo_id.rsplit("/", 1)[-1], text, count=1, flags=re.M)
     shown = {link for link in re.findall(r"!\[[^]]*\]\(([^)/]+\.png)\)", text) if (folder / link).is_file()}

@@ -171,7 +171,7 @@ def test_push_publishes_the_edited_card_with_its_pictures_under_the_new_name(fit
     files = repo.files("main")
     assert sorted(files) == ["README.md", "config.json", "diversity.png", "model.safetensors"]
     card = files["README.md"].decode()
-    assert 'from_pretrained("me/digits")' in card
+    assert 'from_pretrained("me/digits", p=0.5)' in card
     assert "\n# digits\n" in card
     assert "Digits only." in card
     assert "mine" not in card
@@ -184,7 +184,7 @@ def test_push_without_a_card_makes_one(fitted, server, tmp_path):
     Augmenter.from_pretrained(fitted / "augmenter").save_pretrained(tmp_path / "mine")
     assert main(["push", str(tmp_path / "mine"), "me/digits", "--revision", "v2"]) == 0
     files = server.repos["me/digits"].files("v2")
-    assert 'from_pretrained("me/digits")' in files["README.md"].decode()
+    assert 'from_pretrained("me/digits", p=0.5)' in files["README.md"].decode()
 
 
 def test_push_answers_a_mistake_in_one_line(fitted, server, tmp_path, failing):

@@ -85,5 +85,5 @@ def test_card_tabulates_the_diagnostics():
 @pytest.mark.parametrize(("source", "pins"), [("./mine", False), ("digits-cnn", False), ("me/mine", True)])
 def test_card_explains_pinning_for_what_has_commits(source, pins):
     text = card(source)
-    assert f'from_pretrained("{source}")' in text
+    assert f'from_pretrained("{source}", p=0.5)' in text
     assert ("To pin it" in text) == pins

@@ -241,7 +241,7 @@ UNUSUAL: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "two outputs": (
         lambda: Ending(lambda fc, h: (fc(h), h)),
-        "logits as one tensor, got tuple; wrap it in a module that returns the logits alone",
+        "hold them as .logits, got tuple; wrap it in a module that returns the logits alone",
     ),
     "dict output": (lambda: Ending(lambda fc, h: {"logits": fc(h)}), "got dict; wrap it in a module"),
     "1x1-convolution head": (

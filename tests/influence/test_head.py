@@ -169,7 +169,7 @@ class TestHeadTap:
             def forward(self, x: Tensor) -> Tensor:
                 return super().forward(x), x  # type: ignore[return-value]
 
-        with pytest.raises(ValueError, match="one tensor, got tuple"):
+        with pytest.raises(ValueError, match=r"one tensor, or hold them as .*, got tuple"):
             tapped(Pair())
 
     def test_validation_images_of_another_kind_are_named_as_such(self) -> None:
