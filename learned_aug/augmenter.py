@@ -19,7 +19,7 @@ from learned_aug.draw import Augmented, Draw, Trace
 from learned_aug.functional import affine_flow, flow_field, pooled, shrunk, smooth
 from learned_aug.functional.fields import at_least_float32, same_size
 from learned_aug.nets import Code, Encoder, Fields, Generator, initialize
-from learned_aug.runtime.checks import check_finite, check_images
+from learned_aug.runtime.checks import check_images, check_strength
 from learned_aug.weights.mixin import PretrainedMixin
 
 __all__ = ["Augmenter"]
@@ -212,7 +212,7 @@ class Augmenter(PretrainedMixin):
             strengths = self.strengths(given.new_full((batch, 1, len(FAMILIES)), 0.5))
         elif strengths.shape != (batch, len(FAMILIES)):
             raise ValueError(f"strengths must be (B, 3) = ({batch}, 3), got {tuple(strengths.shape)}; see Trace")
-        check_finite("strength", strength)
+        check_strength(strength)
         draw = self.empty_draw((images.shape[-2], images.shape[-1]))
         used: list[Tensor] = []
         logits: list[Tensor] = []

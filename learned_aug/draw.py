@@ -59,7 +59,7 @@ class Draw(NamedTuple):
             TypeError: if `images` are uint8, and the draw is for normalized images.
             ValueError: if they are not as many, of the size and the channels that the draw is for.
         """
-        self._check(images, color=self.coarse_color)
+        self._check(images, recolors=True)
         as_bytes = images.dtype == torch.uint8
         if as_bytes and (set(self.low), set(self.high)) != ({0.0}, {1.0}):
             raise TypeError("images must be floating for a draw of normalized ones, got torch.uint8; normalize them")
@@ -126,22 +126,24 @@ class Draw(NamedTuple):
         images = at_least_float32(images)
         return images if self.coarse_flow is None else warp(images, self.coarse_flow, smooth=self.smooth)
 
-    def _check(self, images: Tensor, color: Tensor | None = None) -> None:
+    def _check(self, images: Tensor, *, recolors: bool = False) -> None:
         """Refuse images that the fields do not fit, which they would be applied to askew or in a mix of samples.
 
         Raises:
             ValueError: with what fits, and what came.
         """
-        fields = [field for field in (self.coarse_flow, self.coarse_color) if field is not None]
-        if not fields:
+        color = self.coarse_color
+        field = color if self.coarse_flow is None else self.coarse_flow
+        if field is None:
             return
-        if images.ndim != 4 or images.shape[0] != fields[0].shape[0] or images.shape[2:] != self.size:
+        count = field.shape[0]  # not self.batch, which exports cannot follow
+        if images.ndim != 4 or images.shape[0] != count or images.shape[2:] != self.size:
             raise ValueError(
-                f"images must be (B, C, H, W) = ({fields[0].shape[0]}, C, {self.size[0]}, {self.size[1]}) as the draw "
-                f"is, got {tuple(images.shape)}; resize them, take repeat() or sample() of the draw, or draw anew"
+                f"images must be (B, C, H, W) = ({count}, C, {self.size[0]}, {self.size[1]}) as the draw is, got "
+                f"{tuple(images.shape)}; resize them, take repeat() or sample() of the draw, or draw anew"
             )
         channels = images.shape[1]
-        if color is not None and not is_full(color, channels) and color.shape[1] != 2 * channels:
+        if recolors and color is not None and not is_full(color, channels) and color.shape[1] != 2 * channels:
             raise ValueError(
                 f"images must have the channels that the draw's color filter of {color.shape[1]} numbers is for, got "
                 f"{channels}; use warp() for masks and depth maps, or draw from a configuration of {channels}"
@@ -155,7 +157,7 @@ class Draw(NamedTuple):
         """
         if self.coarse_color is None:
             return images
-        self._check(images, color=self.coarse_color)
+        self._check(images, recolors=True)
         images = at_least_float32(images)
         out = recolor(images, at_least_float32(self.coarse_color))
         original = at_least_float32((images if original is None else original).detach())

@@ -20,7 +20,7 @@ from learned_aug.config import Strength
 from learned_aug.draw import Draw
 from learned_aug.functional import warp_boxes, warp_mask, warp_points, warp_rotated_boxes
 from learned_aug.functional.fields import at_least_float32
-from learned_aug.runtime.checks import BYTES, SLACK
+from learned_aug.runtime.checks import LARGEST, SLACK, range_remedy
 
 __all__ = ["LearnedAugment"]
 
@@ -276,18 +276,16 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
             return
         if not pixels.is_floating_point() or pixels.itemsize < 2:
             raise TypeError(
-                f"images must be uint8 or floating, got {pixels.dtype}; divide them by the largest value that they may "
-                "hold, 255 for 8-bit data, or convert 8-bit data with .to(torch.uint8)"
+                f"images must be uint8 or floating, got {pixels.dtype}; divide them by {LARGEST}, or convert 8-bit "
+                "data with .to(torch.uint8)"
             )
         low, high = (float(value) for value in pixels.aminmax())
         if low >= -SLACK and high <= 1 + SLACK:
             self._in_range = True
             return
-        what = "put LearnedAugment before Normalize, or apply the Augmenter to normalized batches"
-        if not math.isfinite(high - low):
-            what = "check the source of NaN or infinity"
-        elif low >= 0 and high <= BYTES:
-            what = f"divide them by 255 if they are bytes; else {what}"
+        what = range_remedy(
+            low, high, "put LearnedAugment before Normalize, or apply the Augmenter to normalized batches"
+        )
         text = f"floating images must be in [0, 1], got {low:.3g} to {high:.3g}; {what}"
         if not self._in_range or not math.isfinite(high - low):
             raise ValueError(text)

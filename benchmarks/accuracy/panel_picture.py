@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from panel import HERE, read
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from report_tables.panel import PANEL_CELLS
+from report_tables.panel import PANEL_CELLS, differences, panel_errors, unseen
 
 from learned_aug.training.comparison import difference
 
@@ -25,16 +25,13 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="picture to write")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "panel.jsonl")
     args = parser.parse_args()
-    errors: dict[tuple[str, str], dict[int, float]] = {}
-    for row in read(args.results):
-        errors.setdefault((row["cell"], row["arm"]), {})[row["seed"]] = 100 * row["test_error"]
-    cells = [cell for cell in PANEL_CELLS if all((cell, arm) in errors for arm in ("baseline", *ARMS))]
+    errors = panel_errors(unseen(read(args.results)))
+    cells = [cell for cell in PANEL_CELLS if all(arm in errors[cell] for arm in ("baseline", *ARMS))]
     figure, axes = plt.subplots(figsize=(7, 0.6 + 0.5 * len(cells)), layout="constrained")
     axes.axvline(0, color="black", linewidth=0.8)
     for k, (arm, color) in enumerate(ARMS.items()):
         for row, cell in enumerate(cells):
-            baseline, values = errors[cell, "baseline"], errors[cell, arm]
-            pairs = [values[seed] - baseline[seed] for seed in values.keys() & baseline.keys()]
+            pairs = differences(errors[cell][arm], errors[cell]["baseline"])
             mean, low, high, *_ = difference(pairs) if len(pairs) > 1 else (pairs[0],) * 3
             label = arm if row == 0 else None
             at = row + 0.22 * (k - 1)

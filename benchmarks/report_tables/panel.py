@@ -61,7 +61,12 @@ Errors = dict[str, dict[str, dict[int, float]]]  # percent, by cell, arm and see
 def panel_rows(*, fresh: bool = False) -> list[Row]:
     """Return the trainings of the panel; or those of fresh seeds alone, whose test errors led to no choice."""
     rows = read_rows("accuracy/results/panel.jsonl")
-    return [row for row in rows if row["seed"] not in SEEN.get(row["cell"], ())] if fresh else rows
+    return unseen(rows) if fresh else rows
+
+
+def unseen(rows: Iterable[Row]) -> list[Row]:
+    """Return the trainings whose test errors led to no choice."""
+    return [row for row in rows if row["seed"] not in SEEN.get(row["cell"], ())]
 
 
 def panel_errors(rows: Iterable[Row], part: str = "test") -> Errors:

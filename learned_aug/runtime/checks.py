@@ -12,24 +12,27 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "BYTES",
+    "LARGEST",
     "SLACK",
     "check_at_least",
     "check_at_most_one",
     "check_class_range",
-    "check_finite",
     "check_images",
     "check_labels",
     "check_logits",
     "check_range",
     "check_seed",
+    "check_strength",
     "check_targets",
     "model_errors_named",
     "numbers",
+    "range_remedy",
 ]
 
 SLACK = 0.5  # how far outside [0, 1] an image may be, as bicubic resizing leaves it, before it counts as normalized
 BYTES = 256.0  # up to here nonnegative floats may be bytes, with the little that resizing adds
+# What integers are to be divided by: v2.ToDtype takes the range of their type, which turns images black.
+LARGEST = "the largest value that they may hold, 255 for 8-bit data"
 
 
 def check_at_least(config: object, **bounds: float) -> None:
@@ -72,8 +75,8 @@ def check_images(images: Any, channels: int | None = None) -> Tensor:
         got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(
             f"images must be a floating batch (B, C, H, W), got {got}; use LearnedAugment, or scale uint8 with "
-            "v2.functional.to_dtype(images, torch.float32, scale=True), divide other integers by the largest value "
-            "that they may hold, 255 for 8-bit data, and stack single ones with torch.stack"
+            f"v2.functional.to_dtype(images, torch.float32, scale=True), divide other integers by {LARGEST}, and stack "
+            "single ones with torch.stack"
         )
     if images.ndim != 4 or 0 in images.shape[1:] or images.shape[1] != (channels or images.shape[1]):
         hint = "; add a batch dimension with images[None]" if images.ndim == 3 else ""
@@ -100,27 +103,34 @@ def check_range(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
         stated = any(mean) or any(s != 1 for s in std)
         undone = f"once (x - {tuple(mean)}) / {tuple(std)} is undone"
         when = undone if stated else "unless their normalization is stated"
-        what = "pass the mean= and std= of their Normalize"
-        if not math.isfinite(high - low):
-            what = "check the source of NaN or infinity"
-        elif not stated and low >= 0 and high <= BYTES:
-            what = f"divide them by 255 if they are bytes, else {what}"
+        what = range_remedy(low, high, "pass the mean= and std= of their Normalize", may_be_bytes=not stated)
         raise ValueError(f"images must be in [0, 1] {when}, got [{low:.2f}, {high:.2f}]; {what}")
 
 
-def check_finite(name: str, value: float | Tensor) -> None:
-    """Refuse what is not finite; of tensors on an accelerator nothing is read, which would make it wait.
+def range_remedy(low: float, high: float, otherwise: str, *, may_be_bytes: bool = True) -> str:
+    """Return what to do about images of a range outside [0, 1]; `otherwise` where nothing else explains it."""
+    if not math.isfinite(high - low):
+        return "check the source of NaN or infinity"
+    if may_be_bytes and low >= 0 and high <= BYTES:
+        return f"divide them by 255 if they are bytes, else {otherwise}"
+    return otherwise
+
+
+def check_strength(strength: float | Tensor) -> None:
+    """Refuse a factor that is not finite; of tensors on an accelerator nothing is read, which would make it wait.
 
     Raises:
         ValueError: with what it was.
     """
-    if isinstance(value, Tensor):
-        if value.device.type != "cpu" or torch.compiler.is_compiling() or bool(value.isfinite().all()):
-            return
-    elif math.isfinite(value):
+    if not isinstance(strength, Tensor):
+        finite = math.isfinite(strength)
+    elif strength.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    got = value.flatten().tolist() if isinstance(value, Tensor) else value
-    raise ValueError(f"{name} must be finite, got {got}; 0 gives the images back")
+    else:
+        finite = bool(strength.isfinite().all())
+    if not finite:
+        got = strength.flatten().tolist() if isinstance(strength, Tensor) else strength
+        raise ValueError(f"strength must be finite, got {got}; 0 gives the images back")
 
 
 def check_seed(seed: Any, name: str = "seed") -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from learned_aug.runtime.checks import check_labels
+from learned_aug.runtime.checks import LARGEST, check_labels
 
 __all__ = [
     "LOOKED_AT",
@@ -159,8 +159,7 @@ def check_batch(batch: Any, name: str, start: int) -> tuple[Tensor, Tensor]:
     if not isinstance(images, Tensor) or not images.is_floating_point():
         what = TO_TENSOR
         if isinstance(images, Tensor) and images.dtype not in (torch.uint8, torch.uint16):
-            # Of these ToDtype takes the range of the type for that of the values, which turns images black.
-            what = "divide them by the largest value that they may hold, 255 for 8-bit data"
+            what = f"divide them by {LARGEST}"
         raise TypeError(f"images of {name} must be floating tensors, got {_kind(images)}; {what}")
     if images.ndim != 4 or 0 in images.shape[1:]:
         raise ValueError(f"images of {name} must be (C, H, W), batches (B, C, H, W), got {tuple(images.shape)}")
