@@ -1,4 +1,6 @@
-"""A learned augmentation network for your own classifier."""
+"""Random image augmentations that need no search, steered by your classifier while it trains; with an influence
+engine.
+"""
 
 import importlib
 import sys

@@ -78,7 +78,8 @@ def gray_levels(images: Tensor) -> Tensor:
     The strength of a color filter is how much it changes these. On the user's own images the same strength would be
     another filter for each data set: on dark ones an offset three times as large.
     """
-    levels = torch.rand(images[:1, :1].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    source = torch.Generator().manual_seed(0)
+    levels = torch.rand(images[:1, :1].shape, generator=source, dtype=torch.float32, device="cpu")
     return levels.to(images).expand_as(images)
 
 

@@ -7,9 +7,12 @@ import itertools
 import math
 from typing import Any, Literal, get_args
 
-__all__ = ["FAMILIES", "UNITS", "VERSION_1", "AugmenterConfig", "Strength"]
+from learned_aug.runtime.checks import as_number, check_count, numbers
+
+__all__ = ["FAMILIES", "SMALLEST", "UNITS", "VERSION_1", "AugmenterConfig", "Strength"]
 
 CONFIG_VERSION = 2
+SMALLEST = 4  # pixels, of the longer side
 # Depths of the paper for MNIST, CIFAR and ImageNet.
 PAPER_LAYERS = {28: 4, 32: 5, 224: 8}
 
@@ -97,14 +100,16 @@ class AugmenterConfig:
         Raises:
             ValueError: if a field, which the message names, is out of its range or contradicts another.
         """
-        for name, low in (("channels", 1), ("size", 4), ("tau_dim", 1), ("width", 1), ("control_points", 2)):
-            _check_int(name, getattr(self, name), low)
-        _check_int("encoder_size", self.encoder_side, 1)
-        _check_int("layers", self.depth, 1)
+        for name, low in (("channels", 1), ("size", SMALLEST), ("tau_dim", 1), ("width", 1), ("control_points", 2)):
+            object.__setattr__(self, name, check_count(name, getattr(self, name), low))
+        for name in ("encoder_size", "layers"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, check_count(name, value, 1))
         if self.color_points not in (1, None):
             raise ValueError(f"color_points must be 1 or None, got {self.color_points!r}")
-        if not 0.0 <= self.tau_dropout < 1.0:
-            raise ValueError(f"tau_dropout must be in [0, 1), got {self.tau_dropout}")
+        if not 0.0 <= (dropout := as_number(self.tau_dropout)) < 1.0:
+            raise ValueError(f"tau_dropout must be a number in [0, 1), got {self.tau_dropout!r}")
+        object.__setattr__(self, "tau_dropout", dropout)
         choices = {
             "encoder": ("linear", "conv"),
             "dropout": ("fixed", "learned"),
@@ -117,9 +122,12 @@ class AugmenterConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         for name in ("mean", "std"):
-            values = tuple(float(v) for v in getattr(self, name))
+            values = numbers(getattr(self, name))
             if len(values) not in (1, self.channels) or not all(math.isfinite(v) for v in values):
-                raise ValueError(f"{name} must be 1 or {self.channels} finite numbers, got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be 1 or {self.channels} finite numbers, got {getattr(self, name)!r}; give one, or "
+                    "one for each channel"
+                )
             object.__setattr__(self, name, values)
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
@@ -152,9 +160,9 @@ class AugmenterConfig:
             if self.version != 1:
                 raise ValueError(f"{name} must be a number or a range (low, high), got None; 0 switches it off")
             return None
-        low, high = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value, value)
-        numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (low, high))
-        if not numbers or not 0 <= low <= high < math.inf:
+        ends = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value, value)
+        low, high = map(as_number, ends)
+        if not 0 <= low <= high < math.inf:
             raise ValueError(
                 f"{name} must be a strength >= 0 or a range (low, high) with 0 <= low <= high, finite, got {value!r}; "
                 "0 switches the family off"
@@ -164,7 +172,7 @@ class AugmenterConfig:
                 f"{name}={value!r} cannot be asked of weights of version 1, which do not state their unit; use the "
                 "factor strength=, or make weights with this release"
             )
-        return float(low) if low == high else (float(low), float(high))
+        return low if low == high else (low, high)
 
     @classmethod
     def paper(cls, *, channels: int = 3, size: int = 32, **others: Any) -> AugmenterConfig:
@@ -266,8 +274,3 @@ class AugmenterConfig:
             return cls(**{"version": 1, **old, **given})
         except TypeError as error:
             raise ValueError(f"config has a value of a wrong type ({error}); see AugmenterConfig") from error
-
-
-def _check_int(name: str, value: object, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")

@@ -107,7 +107,7 @@ class AugmentedDataset(Dataset[Any]):
             params = augment.make_params([batch])
             out = self._converted(cast(Tensor, augment.transform(batch, params)).as_subclass(Tensor))
             for k, (flat, image) in enumerate(zip(flats, images, strict=True)):
-                value = out[k]
+                value = out[k] if len(out) == 1 else out[k].clone()  # which would keep the whole batch in memory
                 place = next(i for i, item in enumerate(flat) if item is image)
                 # A sample may hold one image twice.
                 rest = [i for i, item in enumerate(flat) if i != place and isinstance(item, (*IMAGES, *LABELS))]

@@ -247,3 +247,9 @@ def test_what_a_loader_sets_on_it_is_set_on_the_data_set(augment):
     wrapped.note = "mine"
     assert wrapped.note == "mine"
     assert not hasattr(data, "note")
+
+
+def test_a_sample_that_is_kept_does_not_keep_its_batch(augment):
+    samples = AugmentedDataset(Pictures(), augment).__getitems__(range(8))
+    for image, _ in samples:
+        assert image.untyped_storage().nbytes() == image.numel() * image.element_size()

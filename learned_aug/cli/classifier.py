@@ -17,7 +17,7 @@ import torchvision
 from torch import Tensor, nn
 
 from learned_aug.digits import all_conv
-from learned_aug.training.reader import first_tensor
+from learned_aug.influence.layer import first_tensor
 
 __all__ = ["build_model", "check_model", "load_checkpoint"]
 

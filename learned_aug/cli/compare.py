@@ -38,9 +38,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from learned_aug.augmenter import Augmenter
 from learned_aug.cli.classifier import build_model
 from learned_aug.cli.main import IncompleteError, plain
-from learned_aug.cli.report import Parts, png
-from learned_aug.cli.settings import add_setting
-from learned_aug.cli.work import Work, add_data_arguments, keep_folder, refuse_among_classes
+from learned_aug.cli.report import Parts, keep_card, png
+from learned_aug.cli.settings import add_setting, seed_number
+from learned_aug.cli.work import Work, add_data_arguments, keep_folder, refuse_among_classes, refuse_foreign
 from learned_aug.runtime.events import Event, ProgressBars
 from learned_aug.training.arms import ARMS, Arm, describe
 from learned_aug.training.compare import compare
@@ -48,12 +48,16 @@ from learned_aug.training.comparison import Comparison, difference
 from learned_aug.training.ledger import networks_of
 from learned_aug.training.retrain import RetrainConfig
 from learned_aug.viz import interval_chart
-from learned_aug.weights.files import write_atomic
+from learned_aug.weights.files import NAMES, write_atomic
 
 __all__ = ["add_arguments", "run"]
 
 DEFAULT = ("baseline", "TrivialAugmentWide", "prior", "steered")
 IN_MEMORY = 2**30  # bytes of images that are decoded once and kept
+CHOSEN = (
+    "The networks in augmenter/ are those of the arm with the lowest error on these test images, which makes this "
+    "error optimistic: state the error on other images."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_setting(group, RetrainConfig, "lr")
     group.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     group.add_argument("--jobs", metavar="N", type=int, default=1, help="processes that train (%(default)s)")
-    group.add_argument("--seed", metavar="N", type=int, default=0, help="the first seed (%(default)s)")
+    group.add_argument("--seed", metavar="N", type=seed_number, default=0, help="the first seed (%(default)s)")
     default = "cuda" if torch.cuda.is_available() else "cpu"
     group.add_argument("--device", metavar="NAME", default=default, help="where to train (%(default)s)")
 
@@ -105,7 +109,7 @@ def run(args: argparse.Namespace) -> str:
     refuse_among_classes(args.data, args.out)
     lock = keep_folder(args.out)
     try:
-        _refuse_foreign(args.out)
+        refuse_foreign(args.out, "compare.txt", "comparison")
         work = Work(args, config)
         if work.data.test is None:
             raise ValueError(
@@ -141,16 +145,6 @@ def _source(name: str) -> str | Path:
     return Path(name) if Path(name).is_dir() else name
 
 
-def _refuse_foreign(out: Path) -> None:
-    """Refuse a folder whose augmenter/ is no comparison's, such as that of a fit, for the winner's takes its place.
-
-    Raises:
-        ValueError: if it has such a folder.
-    """
-    if (out / "augmenter").exists() and ((out / "fit.json").exists() or not (out / "compare.txt").exists()):
-        raise ValueError(f"{out} holds an augmenter/ that no comparison wrote; give another folder as --out")
-
-
 def _arm_name(name: str) -> str:
     path = Path(name)
     return path.parent.name if path.name == "augmenter" and path.parent.name else path.name
@@ -181,6 +175,8 @@ def _report(out: Path, result: Comparison, parts: Parts) -> str:
         IncompleteError: if the picture is missing.
     """
     table = plain(str(result))
+    networks = networks_of(out / "trainings", result.best)
+    table += "" if networks is None else f"\n\n{CHOSEN}"
     write_atomic(out / "compare.txt", (table + "\n").encode())
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, [field.name for field in dataclasses.fields(result.trainings[0])])
@@ -194,15 +190,26 @@ def _report(out: Path, result: Comparison, parts: Parts) -> str:
             written.append("compare.png")
         except ImportError as error:
             table += f"\nNo picture: {error}"
-    shutil.rmtree(out / "augmenter", ignore_errors=True)  # of an earlier best
-    if (networks := networks_of(out / "trainings", result.best)) is not None:
-        shutil.copytree(networks, out / "augmenter")
+    _remove_weights(out / "augmenter")  # of an earlier best
+    if networks is not None:
+        shutil.copytree(networks, out / "augmenter", dirs_exist_ok=True)
         written.append("augmenter")
     lines = [table, "", f"The best arm is {result.best}.", f"Wrote to {out}: {', '.join(written)}."]
     report = plain("\n".join(lines))
     if parts.missing:
         raise IncompleteError(report, parts.missing)
     return report
+
+
+def _remove_weights(inside: Path) -> None:
+    """Remove the weights of an earlier comparison; a card, which people write, is renamed, and other files stay."""
+    if not inside.exists():
+        return
+    for name in NAMES:
+        (inside / name).unlink(missing_ok=True)
+    keep_card(inside)
+    if not any(inside.iterdir()):
+        inside.rmdir()
 
 
 def _draw(path: Path, errors: Mapping[str, list[float]]) -> None:

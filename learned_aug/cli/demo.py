@@ -27,6 +27,7 @@ from torchvision.transforms import v2
 
 from learned_aug.cli.main import IncompleteError
 from learned_aug.cli.report import Parts, png
+from learned_aug.cli.settings import seed_number
 from learned_aug.cli.work import keep_folder
 from learned_aug.digits import all_conv, digits
 from learned_aug.fit.config import FitConfig
@@ -50,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("learned-aug-demo"), help="folder for the results (%(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the networks, the fit and the data (%(default)s)")
+    parser.add_argument(
+        "--seed", type=seed_number, default=0, help="seed of the networks, the fit and the data (%(default)s)"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="a tenth of the training: shows the path, not the accuracy"
     )

@@ -39,11 +39,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.cli.classifier import load_checkpoint
-from learned_aug.cli.folder import ImageFolders
+from learned_aug.cli.folder import ImageFolders, class_roots
 from learned_aug.cli.main import IncompleteError, plain
 from learned_aug.cli.report import Parts, write_figures, write_report, write_strengths, write_weights
-from learned_aug.cli.settings import add_setting
-from learned_aug.cli.work import Work, add_data_arguments, check_head, keep_folder, refuse_among_classes
+from learned_aug.cli.settings import add_setting, seed_number
+from learned_aug.cli.work import Work, add_data_arguments, check_head, keep_folder, refuse_among_classes, refuse_foreign
 from learned_aug.config import FAMILIES, AugmenterConfig
 from learned_aug.fit.config import FitConfig
 from learned_aug.fit.dropout import DropoutConfig
@@ -83,7 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--objective", choices=OBJECTIVES, default="dropout", help=text)
     add_setting(group, DropoutConfig, "steps", help="training steps of stage 3 (%(default)s)")
     add_setting(group, DropoutConfig, "batch_size", help="images per step of stage 3 (%(default)s)")
-    group.add_argument("--seed", metavar="N", type=int, default=0, help="seed of all that is drawn (%(default)s)")
+    group.add_argument(
+        "--seed", metavar="N", type=seed_number, default=0, help="seed of all that is drawn (%(default)s)"
+    )
     default = "cuda" if torch.cuda.is_available() else "cpu"
     group.add_argument("--device", metavar="NAME", default=default, help="where to run (%(default)s)")
     group.add_argument("--amp", action="store_true", help="run the classifier in bfloat16")
@@ -117,6 +119,7 @@ def run(args: argparse.Namespace) -> str:
     schedule = None if args.train_steps is None else RetrainConfig(steps=args.train_steps)
     for folder in (args.out, args.checkpoint_dir):
         refuse_among_classes(args.data, folder)
+    refuse_foreign(args.out, "fit.json", "fit")
     locks = [keep_folder(args.out)]
     if args.checkpoint_dir is not None:
         locks.append(keep_folder(args.checkpoint_dir))
@@ -190,6 +193,7 @@ def _report(
     if work.schedule is not None and work.data.test is not None:
         _compare(work, result, model if args.weights is None else None, parts, errors, pictures)
     curves: list[StrengthCurves] = []
+    (args.out / "strengths.png").unlink(missing_ok=True)  # of an earlier fit
     with parts.attempt("strengths.png"):
         train, val = (_loader(work, part) for part in (work.data.train, work.data.val))
         curves.append(strength_curves(model, train, val, result.prior, head=args.head))
@@ -236,8 +240,10 @@ def _report(
         lines += ["One run of each: differences may be chance, and have no interval.", ""]
     if "curves.png" not in (*written, *parts.missing):
         lines.append("No curves.png without matplotlib: pip install 'learned-aug[viz]'.")
+    beside = ["classifier.safetensors"] if args.weights is None else []
+    beside += ["strengths.png"] if (args.out / "strengths.png").exists() else []
     lines += [
-        f"Wrote to {args.out}: {', '.join(written)}.",
+        f"Wrote to {args.out}: {', '.join(written + beside)}.",
         "",
         f"Next, see over several runs whether it helps{_where(work)}:",
     ]
@@ -315,7 +321,12 @@ def _protocol(args: argparse.Namespace, errors: dict[str, float]) -> str:
 
 
 def _where(work: Work) -> str:
-    return "" if work.data.test is not None else f", with further images in {plain(str(work.args.data))}/test/"
+    """Return what must be done to the data before :func:`_next` can run."""
+    data = work.args.data
+    if work.data.test is not None:
+        return ""
+    moved = f", with the class folders moved to {data}/train/ and" if class_roots(data) == [data] else ", with"
+    return plain(f"{moved} further images in {data}/test/")
 
 
 def _next(args: argparse.Namespace) -> str:

@@ -23,7 +23,7 @@ from learned_aug.cli.images import check_headers, image_files, is_hidden, note_s
 from learned_aug.runtime.data import hold_out
 from learned_aug.runtime.events import OnEvent
 
-__all__ = ["BASELINES", "ImageFolders", "LabeledFiles", "open_folders"]
+__all__ = ["BASELINES", "ImageFolders", "LabeledFiles", "class_roots", "open_folders"]
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BASELINES = ("crop", "crop-flip", "none")
@@ -187,9 +187,7 @@ def _parts(root: Path, val: float | None) -> dict[str, Path]:
     if not root.is_dir():
         raise ValueError(f"no folder {root}; give one with train/ and val/, or with a folder for each class")
     names = _subfolders(root)
-    parts = [name for name in names if name.casefold() in ALIASES]
-    # A folder of such a name that holds images itself, beside others, is a class: trains among vehicles.
-    if parts and (parts == names or any(_subfolders(root / name) for name in parts)):
+    if parts := _part_names(root, names):
         return _named_parts(root, parts, val)
     if inner := [n for n in names if any(ALIASES.get(s.casefold()) == "train" for s in _subfolders(root / n))]:
         if len(inner) == len(names) > 1:
@@ -205,6 +203,20 @@ def _parts(root: Path, val: float | None) -> dict[str, Path]:
             "must then not have been trained on"
         )
     return {"train": root}
+
+
+def _part_names(root: Path, names: list[str]) -> list[str]:
+    """Return which of the folders `names` are parts of a data set, in their order; none where `root` holds classes."""
+    parts = [name for name in names if name.casefold() in ALIASES]
+    # A folder of such a name that holds images itself, beside others, is a class: trains among vehicles.
+    return parts if parts == names or any(_subfolders(root / name) for name in parts) else []
+
+
+def class_roots(root: Path) -> list[Path]:
+    """Return the folders whose folders are read as classes: those of the parts, or `root` itself."""
+    if not root.is_dir():
+        return []
+    return [root / name for name in _part_names(root, _subfolders(root))] or [root]
 
 
 def _refuse_parts(folder: Path, names: Sequence[str]) -> None:

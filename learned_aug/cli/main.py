@@ -29,7 +29,8 @@ COMMANDS = {
     "list": "list the pretrained weights of this release",
 }
 
-ABOUT = """Augmentation networks fitted to your own classifier by influence functions.
+ABOUT = """\
+Random image augmentations that need no search, steered by your classifier while it trains; with an influence engine.
 
   learned-aug demo
   learned-aug fit --model resnet18 --weights resnet18.pt --data DIR --out my-aug

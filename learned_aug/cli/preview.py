@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 from learned_aug.augmenter import Augmenter
 from learned_aug.cli.images import check_headers, image_files, read_image
 from learned_aug.cli.main import note
+from learned_aug.cli.settings import seed_number
 from learned_aug.config import AugmenterConfig
 from learned_aug.runtime.events import Event, ProgressBars
 from learned_aug.viz import diversity_grid, tau_traversal
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draws", type=int, default=9, help="columns of the grid, or steps of the way (%(default)s)")
     parser.add_argument("--limit", type=int, default=16, help="rows of the grid, at most (%(default)s)")
     parser.add_argument("--side", type=int, default=96, help="side of a cell, pixels (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (%(default)s)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="seed of the draws (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> str:
@@ -62,6 +63,8 @@ def run(args: argparse.Namespace) -> str:
     if "/" in args.weights and not args.weights.startswith((".", "/", "~")) and Path(args.weights).is_dir():
         raise ValueError(f"{args.weights} means a Hub repository; for the folder of that name write ./{args.weights}")
     files = [file for path in args.images for file in _files(path)]
+    if args.out.resolve() in {file.resolve() for file in files}:  # before --limit leaves some of them out
+        raise ValueError(f"{args.out} is one of the images to show, which stay as they are; give another --out")
     if args.kind == "traversal" and len(files) > 1:
         raise ValueError(f"--kind traversal shows one image, got {len(files)}; name one file")
     if (count := len(files)) > args.limit:
@@ -80,8 +83,6 @@ def run(args: argparse.Namespace) -> str:
         picture = diversity_grid(augmenter, images, draws=args.draws, side=args.side, generator=generator)
     else:
         picture = tau_traversal(augmenter, images[0], steps=args.draws, side=args.side, generator=generator)
-    if args.out.resolve() in {file.resolve() for file in files}:
-        raise ValueError(f"{args.out} is one of the images to show, which stay as they are; give another --out")
     buffer = io.BytesIO()
     try:
         picture.save(buffer, format=kind, **({"quality": 92} if kind in ("JPEG", "WEBP") else {}))

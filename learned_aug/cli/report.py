@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import os
 import platform
@@ -24,12 +25,21 @@ from learned_aug.fit.pipeline import FitResult
 from learned_aug.training.curves import StrengthCurves
 from learned_aug.viz import diversity_grid, fit_curves, tau_traversal
 from learned_aug.weights.card import CARD_NAME, PACKAGES, CardFacts
-from learned_aug.weights.files import write_atomic
+from learned_aug.weights.files import NAMES, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Parts", "png", "settings_of", "write_figures", "write_report", "write_strengths", "write_weights"]
+__all__ = [
+    "Parts",
+    "keep_card",
+    "png",
+    "settings_of",
+    "write_figures",
+    "write_report",
+    "write_strengths",
+    "write_weights",
+]
 
 PICTURES = ("diversity.png", "traversal.png", "corrected.png")  # that a fit writes beside the weights
 SHOWN = 8  # images of the diversity grid
@@ -62,17 +72,23 @@ class Parts:
 def write_weights(folder: Path, result: FitResult) -> None:
     """Write augmenter/ with the weights and their configuration, and remove what an earlier fit has left beside them.
 
-    Other files stay; an earlier card, which may have been filled in, becomes README.old.md.
+    Other files stay; an earlier card is kept by :func:`keep_card`.
 
     Raises:
         OSError: if `folder` cannot be written.
     """
     inside = folder / "augmenter"
     result.augmenter.save_pretrained(inside)
-    if (inside / CARD_NAME).exists():
-        os.replace(inside / CARD_NAME, inside / "README.old.md")
+    keep_card(inside)
     for stale in (*(inside / name for name in PICTURES), folder / "curves.png", folder / "fit.json"):
         stale.unlink(missing_ok=True)
+
+
+def keep_card(inside: Path) -> None:
+    """Rename a model card, which may have been filled in, to README.old.md, or README.old2.md where that exists."""
+    names = (f"README.old{k if k > 1 else ''}.md" for k in itertools.count(1))
+    if (inside / CARD_NAME).exists():
+        os.replace(inside / CARD_NAME, inside / next(name for name in names if not (inside / name).exists()))
 
 
 def write_figures(folder: Path, result: FitResult, notes: Mapping[str, Any] | None = None) -> None:
@@ -134,6 +150,7 @@ def write_report(
     parts = parts if parts is not None else Parts()
     augmenter, inside = result.augmenter, folder / "augmenter"
     write_weights(folder, result)
+    foreign = {path.name for path in inside.iterdir()} - set(NAMES)
     write_figures(folder, result, notes)
     captions: dict[str | Path, str] = {}
 
@@ -176,7 +193,7 @@ def write_report(
                 pictures={**captions, **facts.pictures},
             ),
         )
-    written = [str(Path("augmenter", name)) for name in sorted(p.name for p in inside.iterdir())]
+    written = [str(Path("augmenter", name)) for name in sorted({p.name for p in inside.iterdir()} - foreign)]
     return [*written, *(name for name in ("curves.png", "fit.json") if (folder / name).exists())]
 
 

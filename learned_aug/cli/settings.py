@@ -10,7 +10,7 @@ import itertools
 import textwrap
 from typing import Any
 
-__all__ = ["add_setting", "field_texts", "strength"]
+__all__ = ["add_setting", "field_texts", "seed_number", "strength"]
 
 
 def strength(text: str) -> float | tuple[float, float]:
@@ -26,6 +26,20 @@ def strength(text: str) -> float | tuple[float, float]:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"must be a number X, or a range LO,HI such as 0,0.125, got {text!r}")
+
+
+def seed_number(text: str) -> int:
+    """Read a seed that all generators take.
+
+    Raises:
+        ArgumentTypeError: if it is none.
+    """
+    try:
+        if 0 <= (number := int(text)) < 2**63:
+            return number
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"must be an integer from 0 to 2**63 - 1, got {text!r}; give one such as 0")
 
 
 def field_texts(settings: type) -> dict[str, str]:

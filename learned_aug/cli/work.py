@@ -15,17 +15,24 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from learned_aug.cli.classifier import build_model, check_model
-from learned_aug.cli.folder import BASELINES, ImageFolders, open_folders
+from learned_aug.cli.folder import BASELINES, ImageFolders, class_roots, open_folders
 from learned_aug.cli.main import note
 from learned_aug.influence.head import HeadTap, borrowed
-from learned_aug.influence.layer import find_head
+from learned_aug.influence.layer import find_head, first_tensor
 from learned_aug.runtime.events import Event, ProgressBars
 from learned_aug.runtime.lock import FolderLock, lock_folder
-from learned_aug.training.reader import first_tensor
 from learned_aug.training.retrain import RetrainConfig, retrain
 from learned_aug.training.steer import SteeredDraws
 
-__all__ = ["Work", "add_data_arguments", "check_device", "check_head", "keep_folder", "refuse_among_classes"]
+__all__ = [
+    "Work",
+    "add_data_arguments",
+    "check_device",
+    "check_head",
+    "keep_folder",
+    "refuse_among_classes",
+    "refuse_foreign",
+]
 
 SPARE = 32 * 2**20  # bytes that must be free beside a classifier's: weights, pictures, figures
 
@@ -48,12 +55,26 @@ def refuse_among_classes(data: Path, folder: Path | None) -> None:
     """Refuse a folder for results that would be read as a class of images, before it is made.
 
     Raises:
-        ValueError: if `folder` lies directly in one whose folders are the classes.
+        ValueError: if `folder` is one whose folders are the classes, or lies anywhere in it.
     """
-    parts = [data / name for name in ("train", "val", "test")]
-    classes = parts if parts[0].is_dir() else [data]
-    if folder is not None and folder.resolve().parent in {part.resolve() for part in classes}:
+    if folder is not None and any(folder.resolve().is_relative_to(root.resolve()) for root in class_roots(data)):
         raise ValueError(f"{folder} lies among the class folders of {data}; give a folder outside of it for results")
+
+
+def refuse_foreign(out: Path, mark: str, command: str) -> None:
+    """Refuse a folder whose augmenter/ another command or a person made, for the new one takes its place.
+
+    Args:
+        out: folder for results.
+        mark: file that the command leaves beside its augmenter/; fit.json of a fit goes before compare.txt.
+        command: what the command does, as the message calls it.
+
+    Raises:
+        ValueError: if it has such a folder.
+    """
+    own = "fit.json" if (out / "fit.json").exists() else "compare.txt"
+    if (out / "augmenter").exists() and not (own == mark and (out / mark).exists()):
+        raise ValueError(f"{out} holds an augmenter/ that no {command} wrote; give another folder as --out")
 
 
 def keep_folder(folder: Path, needed: int = 0) -> FolderLock:
@@ -83,12 +104,12 @@ def check_device(name: str) -> None:
     """Refuse a device that torch does not have.
 
     Raises:
-        ValueError: with torch's reason.
+        ValueError: with the beginning of torch's reason.
     """
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).item()  # reading it back is what "meta" cannot
     except Exception as error:  # of many types, by the device
-        text = str(error).splitlines()[0]
+        text = " ".join(str(error).split())[:200]
         raise ValueError(f"--device must be one that torch has here, got {name} ({text}); give cpu") from error
 
 
@@ -98,7 +119,7 @@ def check_head(model: nn.Module, head: str | None, *, channels: int, size: int) 
     Raises:
         ValueError: if they are not, or there is none.
     """
-    images = torch.rand(4, channels, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(4, channels, size, size, generator=torch.Generator().manual_seed(0), device="cpu")
     with torch.no_grad(), borrowed(model), HeadTap(model, find_head(model, head)) as tap:
         tap(images.to(next(model.parameters()).device))
 

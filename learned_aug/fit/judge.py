@@ -62,7 +62,7 @@ def deal(val: HeadBatch) -> list[HeadBatch]:
 
 
 def _places(val: HeadBatch, parts: int, start: int) -> Tensor:
-    index = torch.arange(start, start + len(val.labels), dtype=torch.float64)
+    index = torch.arange(start, start + len(val.labels), dtype=torch.float64, device="cpu")
     return (parts * (index * GOLDEN % 1)).long().to(val.labels.device)
 
 

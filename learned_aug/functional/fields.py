@@ -35,7 +35,8 @@ def constant(make: Callable[..., T]) -> Callable[..., T]:
 
     @functools.lru_cache(maxsize=32)
     def kept(*key: Hashable) -> T:
-        with torch.inference_mode(False):  # so that autograd may use it later
+        # So that autograd may use it later, and whatever the default device is by then.
+        with torch.inference_mode(False), torch.device("cpu"):
             return make(*key)
 
     def get(*key: Hashable) -> T:

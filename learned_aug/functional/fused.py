@@ -45,10 +45,10 @@ def augmented(
     dtype = torch.float32 if as_bytes else torch.promote_types(images.dtype, torch.float32)
     chunk = max(1, min(batch, max(torch.get_num_threads(), CHUNK // (height * width))))
     # Memory is taken once: on a CPU fresh pages, one fault each, cost more than the arithmetic on them.
-    out = torch.empty(images.shape, dtype=images.dtype)
-    scratch = torch.empty((chunk, *images.shape[1:]), dtype=dtype)
+    out = torch.empty(images.shape, dtype=images.dtype, device=images.device)
+    scratch = torch.empty((chunk, *images.shape[1:]), dtype=dtype, device=images.device)
     raw = None if images.dtype == dtype else torch.empty_like(scratch)
-    integers = torch.empty(scratch.shape, dtype=torch.int16) if as_bytes else None
+    integers = scratch.new_empty(scratch.shape, dtype=torch.int16) if as_bytes else None
     warp = None if flow is None else _Warp(flow.to(dtype), (height, width), smooth)
     colors = None if color is None else _Filter(color.to(dtype), images.shape[1], as_bytes)
     for k in range(0, batch, chunk):

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learned_aug.influence.layer import unwrap
+from learned_aug.influence.layer import first_tensor, unwrap
+from learned_aug.runtime.autocast import uncached_autocast
 from learned_aug.runtime.checks import check_class_range, check_labels, model_errors_named
 
-__all__ = ["HeadBatch", "HeadTap", "borrowed", "check_differentiable", "collect"]
+__all__ = ["HeadBatch", "HeadTap", "borrowed", "check_differentiable", "collect", "gradient_of"]
 
 
 @contextmanager
@@ -47,7 +48,8 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
             module.training = False
         for p, _, _ in parameters:
             p.requires_grad_(False)
-        yield model
+        with uncached_autocast():
+            yield model
     finally:
         for module, mode in training:
             module.training = mode
@@ -112,6 +114,7 @@ class HeadTap:
 
         Raises:
             ValueError: if the model's output is not the output of its head, with the reason.
+            TypeError: if the model's output holds no tensor.
         """
         features, output = self._forward(images)
         if not self._verified:
@@ -139,11 +142,7 @@ class HeadTap:
                 f'pass head="name" of the nn.Linear that gives the logits{self._others()}'
             )
         features = self._seen.pop()
-        if not isinstance(output, Tensor) and not isinstance(output := getattr(output, "logits", output), Tensor):
-            raise ValueError(
-                f"the model must return its logits as one tensor, or hold them as .logits, got "
-                f"{type(output).__name__}; wrap it in a module that returns the logits alone"
-            )
+        output = first_tensor(output)
         if features.ndim != 2 or features.shape[0] != images.shape[0]:
             raise ValueError(
                 f"features that enter the head must be (B, D) with B = {images.shape[0]}, got {tuple(features.shape)}; "
@@ -165,7 +164,7 @@ class HeadTap:
         try:
             for p in own:
                 value = p.data
-                noise = torch.randn(p.shape, generator=source, dtype=torch.float32).to(value)
+                noise = torch.randn(p.shape, generator=source, dtype=torch.float32, device="cpu").to(value)
                 kept.append((p, value))
                 p.data = value + noise * (1 + 4 * value.abs().max())
             yield own
@@ -249,7 +248,7 @@ def check_differentiable(tap: HeadTap, images: Tensor) -> None:
         gradient = None
         if features.requires_grad:  # as where the model is not frozen, whether or not they depend on the images
             weights = torch.linspace(-1, 1, features.shape[1], device=features.device, dtype=features.dtype)
-            (gradient,) = torch.autograd.grad((features * weights).sum(), images, allow_unused=True)
+            gradient = gradient_of((features * weights).sum(), images)
     if gradient is None:
         raise ValueError(
             "features must depend on the images by autograd, got none: the model's forward runs a part under "
@@ -262,6 +261,25 @@ def check_differentiable(tap: HeadTap, images: Tensor) -> None:
             "check whether the model rounds, thresholds or detaches its images",
             stacklevel=4,
         )
+
+
+def gradient_of(value: Tensor, inputs: Tensor) -> Tensor | None:
+    """Return the gradient of a scalar with respect to `inputs`, None if it does not depend on them.
+
+    Raises:
+        ValueError: if a part of the model is checkpointed in the form that gives no such gradient.
+        RuntimeError: whatever else autograd raises.
+    """
+    try:
+        (gradient,) = torch.autograd.grad(value, inputs, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise ValueError(
+            "gradients must pass the model to its images alone, got torch.utils.checkpoint with use_reentrant=True, "
+            "which refuses that; use use_reentrant=False"
+        ) from error
+    return gradient
 
 
 class HeadBatch(NamedTuple):

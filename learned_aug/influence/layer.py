@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-__all__ = ["find_head", "unwrap"]
+__all__ = ["find_head", "first_tensor", "placement", "unwrap"]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -20,6 +22,37 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = model._orig_mod  # type: ignore[assignment]
         else:
             return model
+
+
+def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Return where a model computes, and in what: device of its first parameter, dtype of its first floating one.
+
+    A model without parameters, as a quantized one, computes on the CPU in float32.
+    """
+    parameters = list(model.parameters())
+    device = parameters[0].device if parameters else torch.device("cpu")
+    return device, next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
+
+
+def first_tensor(output: Any) -> Tensor:
+    """Return a model's logits: its output, the field `logits` of it, or its first tensor.
+
+    Raises:
+        TypeError: if there is none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    for part in parts:
+        if isinstance(part, Tensor):
+            return part
+    raise TypeError(
+        f"the model must return logits, or hold them as .logits or first, got {type(output).__name__}; wrap it in a "
+        "module that returns the logits alone"
+    )
 
 
 def find_head(model: nn.Module, name: str | None = None) -> nn.Linear:
@@ -131,8 +164,8 @@ def _share_memory(parameters: list[nn.Parameter]) -> bool:
         return any(_overlap(one, other) for one, other in itertools.combinations(parameters, 2))
     places = []
     for p in parameters:
-        steps = (torch.arange(n) * step for n, step in zip(p.shape, p.stride(), strict=True))
-        offsets = sum(torch.meshgrid(*steps, indexing="ij"), torch.tensor(0))
+        steps = (torch.arange(n, device="cpu") * step for n, step in zip(p.shape, p.stride(), strict=True))
+        offsets = sum(torch.meshgrid(*steps, indexing="ij"), torch.tensor(0, device="cpu"))
         places.append((p.data_ptr() + p.itemsize * offsets).flatten())
     return len(torch.cat(places).unique()) < sum(p.numel() for p in parameters)
 

@@ -41,7 +41,8 @@ def influence_up(ihvp: Tensor, batch: HeadBatch, label_smoothing: float = 0.0) -
         (B,), or (R, B) for a stack; nats per unit of sample weight; differentiable through `batch`. Memory O(B K).
 
     Raises:
-        ValueError: if K or D differ between `ihvp` and `batch`.
+        ValueError: if K or D differ between `ihvp` and `batch`, `label_smoothing` is out of range, or `ihvp`, on a CPU,
+            is not finite.
     """
     classes, dim = batch.logits.shape[1], batch.features.shape[1]
     if ihvp.ndim not in (2, 3) or ihvp.shape[-2] != classes or ihvp.shape[-1] not in (dim, dim + 1):
@@ -81,12 +82,19 @@ def influence_aug(ihvp: Tensor, aug: HeadBatch, orig: HeadBatch, label_smoothing
         (B,), or (R, B) for a stack; nats per unit of sample weight; differentiable through `aug`.
 
     Raises:
-        ValueError: if K or D differ between `ihvp` and the batches, or B between the batches.
+        ValueError: as in :func:`influence_up`; if B, or class indices on a CPU, differ between the batches.
     """
     if aug.logits.shape != orig.logits.shape:
         raise ValueError(
             f"aug and orig must hold the same samples in the same order, got logits {tuple(aug.logits.shape)} and "
             f"{tuple(orig.logits.shape)}; repeat orig for several copies per sample"
+        )
+    # Soft labels may differ, as of mixed images; a look at values on an accelerator would make it wait.
+    looks = aug.labels.ndim == orig.labels.ndim == 1 and aug.labels.device.type == orig.labels.device.type == "cpu"
+    if looks and (others := int((aug.labels != orig.labels).sum())):
+        raise ValueError(
+            f"aug and orig must hold the same samples in the same order, got {others} of {len(orig.labels)} labels "
+            "that differ; read both in one order"
         )
     return influence_up(ihvp, aug, label_smoothing) - influence_up(ihvp, orig, label_smoothing)
 

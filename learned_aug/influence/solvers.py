@@ -239,7 +239,7 @@ class LiSSA:
         return system.solution(x, check, True, steps)
 
     def _rows(self, problem: HeadProblem, generator: torch.Generator) -> Tensor:
-        rows = torch.randint(problem.n_train, (self.batch_size,), generator=generator)
+        rows = torch.randint(problem.n_train, (self.batch_size,), generator=generator, device="cpu")
         return rows.to(problem.features.device)
 
     def _scale(self, system: System, generator: torch.Generator) -> float:
@@ -248,7 +248,7 @@ class LiSSA:
         theta = system.problem.theta
         for _ in range(4):
             rows = self._rows(system.problem, generator)
-            v = torch.randn(theta.shape, generator=generator).to(theta)
+            v = torch.randn(theta.shape, generator=generator, device="cpu").to(theta)
             for _ in range(10):
                 v = system.problem.hvp(v / v.norm().clamp_min(1e-30), rows)
             largest = max(largest, float(v.norm()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,12 +15,15 @@ from torch import Tensor
 __all__ = [
     "LARGEST",
     "SLACK",
+    "as_number",
     "check_at_least",
     "check_at_most_one",
     "check_class_range",
+    "check_count",
     "check_images",
     "check_labels",
     "check_logits",
+    "check_number",
     "check_range",
     "check_seed",
     "check_strength",
@@ -27,6 +31,7 @@ __all__ = [
     "model_errors_named",
     "numbers",
     "range_remedy",
+    "warn_if_plain",
 ]
 
 SLACK = 0.5  # how far outside [0, 1] an image may be, as bicubic resizing leaves it, before it counts as normalized
@@ -46,11 +51,8 @@ def check_at_least(config: object, **bounds: float) -> None:
         ValueError: naming the first such field.
     """
     for name, low in bounds.items():
-        value = getattr(config, name)
-        if not (math.isfinite(value) and value >= low):
-            raise ValueError(f"{type(config).__name__}.{name} must be a finite number >= {low}, got {value}")
-        if name in ("steps", "batch_size") and not isinstance(value, int):
-            raise ValueError(f"{type(config).__name__}.{name} must be an integer, got {value!r}")
+        check = check_count if name in ("steps", "batch_size") else check_number
+        check(f"{type(config).__name__}.{name}", getattr(config, name), low)
 
 
 def check_at_most_one(config: object, *names: str) -> None:
@@ -105,6 +107,22 @@ def check_range(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
         when = undone if stated else "unless their normalization is stated"
         what = range_remedy(low, high, "pass the mean= and std= of their Normalize", may_be_bytes=not stated)
         raise ValueError(f"images must be in [0, 1] {when}, got [{low:.2f}, {high:.2f}]; {what}")
+    warn_if_plain(images, shift)
+
+
+def warn_if_plain(images: Tensor, mean: Tensor) -> None:
+    """Warn of a batch in [0, 1], so not normalized, whose normalization is stated: all of it would be mild and gray.
+
+    Args:
+        images: (B, C, H, W).
+        mean: of the normalization that is stated; nothing is told of 0.
+    """
+    if bool((mean > 0).any()) and bool(((images >= 0) & (images <= 1)).all()):
+        warnings.warn(
+            "all values of the first images are in [0, 1], as before a normalization, which leaves some below 0, and "
+            "mean= and std= of one are stated; leave these out for images that are not normalized",
+            stacklevel=4,
+        )
 
 
 def range_remedy(low: float, high: float, otherwise: str, *, may_be_bytes: bool = True) -> str:
@@ -133,6 +151,42 @@ def check_strength(strength: float | Tensor) -> None:
         raise ValueError(f"strength must be finite, got {got}; 0 gives the images back")
 
 
+def check_count(name: str, value: Any, low: float) -> int:
+    """Refuse what is no integer of `low` or more, and return it as Python's, of whichever library it is.
+
+    Raises:
+        ValueError: with what it is.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < low:
+        raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
+    return number
+
+
+def check_number(name: str, value: Any, low: float = -math.inf, remedy: str = "") -> float:
+    """Refuse what is no finite number of `low` or more, and return it as Python's, of whichever library it is.
+
+    Raises:
+        ValueError: with what it is, and `remedy`.
+    """
+    number = as_number(value)
+    if not (math.isfinite(number) and number >= low):
+        bound = "" if low == -math.inf else f" >= {low:g}"
+        raise ValueError(f"{name} must be a finite number{bound}, got {value!r}{remedy and '; '}{remedy}")
+    return number
+
+
+def as_number(value: Any) -> float:
+    """Return a number of any library as a float; NaN, which lies in no range, for what is none or too large."""
+    try:
+        return math.nan if isinstance(value, (str, bytes, bool)) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return math.nan
+
+
 def check_seed(seed: Any, name: str = "seed") -> int:
     """Refuse what is no integer, which would be cut to one in silence, and return it.
 
@@ -145,9 +199,20 @@ def check_seed(seed: Any, name: str = "seed") -> int:
         raise TypeError(f"{name} must be an integer, got {seed!r}; give one such as 0") from None
 
 
-def numbers(values: float | Sequence[float] | None, default: float) -> tuple[float, ...]:
-    """Return a mean or standard deviation, one number or one for each channel, as a tuple; None as the default."""
-    return tuple(torch.as_tensor(default if values is None else values, dtype=torch.float64).flatten().tolist())
+def numbers(values: Any, default: float = math.nan) -> tuple[float, ...]:
+    """Return a mean or standard deviation, one number or one for each channel, as floats; NaN for what is none.
+
+    Args:
+        values: a number, or several, of any library; None is `default`.
+        default: what None stands for.
+    """
+    if values is None:
+        return (default,)
+    try:
+        several = (values,) if isinstance(values, (str, bytes)) else tuple(values)
+    except TypeError:
+        several = (values,)
+    return tuple(map(as_number, several))
 
 
 def check_labels(labels: Any, samples: int, name: str = "labels") -> Tensor:

@@ -68,12 +68,12 @@ def hold_out(train: Data, share: float, generator: torch.Generator) -> tuple[Sub
         )
     if not 0 < share < 1:
         raise ValueError(f"val must be data, or a share of train in (0, 1), got {share}; use 0.1 for a tenth")
-    order = torch.randperm(len(train), generator=generator)  # type: ignore[arg-type]
+    order = torch.randperm(len(train), generator=generator, device="cpu")  # type: ignore[arg-type]
     labels = labels_of(train)
     if labels is not None:
         order = order[labels[order].argsort(stable=True)]  # class after class, each in random order
     # Spread evenly over that order: each class gives its share.
-    held = torch.diff((torch.arange(len(order) + 1, dtype=torch.float64) * share).floor()) > 0
+    held = torch.diff((torch.arange(len(order) + 1, dtype=torch.float64, device="cpu") * share).floor()) > 0
     if not held.any() or held.all():
         raise ValueError(f"val={share} of {len(order)} images must leave at least one on either side; give val itself")
     return Subset(train, order[~held].tolist()), Subset(train, order[held].tolist())
@@ -88,12 +88,12 @@ def labels_of(data: Any) -> Tensor | None:
     """Return the class indices of a map-style Dataset, as torchvision's and torch's own keep them; else None."""
     if isinstance(data, Subset):
         inner = labels_of(data.dataset)
-        return None if inner is None else inner[torch.as_tensor(data.indices)]
+        return None if inner is None else inner[torch.as_tensor(data.indices, device="cpu")]
     values = data.tensors[-1] if isinstance(data, TensorDataset) else getattr(data, "targets", None)
     if values is None or len(values) != len(data):
         return None
     try:
-        labels = torch.as_tensor(values)
+        labels = torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         return None
     return labels if labels.ndim == 1 and not labels.is_floating_point() else None

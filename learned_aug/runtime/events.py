@@ -48,7 +48,8 @@ class ProgressBars:
 
     def __init__(self) -> None:
         self._shown: _Bar | _Lines | None = None
-        self._live = sys.stderr.isatty() or "ipykernel" in sys.modules
+        terminal = sys.stderr is not None and sys.stderr.isatty()  # None without a console
+        self._live = terminal or "ipykernel" in sys.modules
 
     def __call__(self, event: Event) -> None:
         """Show `event`, in a new bar if it opens a stage; of a resumed stage the bar starts where the stage does."""
@@ -128,7 +129,7 @@ class _Lines:
         self._write()  # a stage that ended before its last step
 
     def _write(self) -> None:
-        if self.waiting:
+        if self.waiting and sys.stderr is not None:
             sys.stderr.write(f"{self.waiting}\n")
             sys.stderr.flush()
             self.waiting = ""

@@ -15,7 +15,7 @@ from torch.utils.data import (
     RandomSampler,
     SequentialSampler,
     Subset,
-    SubsetRandomSampler,
+    WeightedRandomSampler,
 )
 
 from learned_aug.runtime.data import Data
@@ -36,11 +36,11 @@ def check_disjoint(**data: Data) -> None:
     for (one, mine), (two, theirs) in combinations(found.items(), 2):
         first, second = (d.dataset if isinstance(d, DataLoader) else d for d in (data[one], data[two]))
         shared = sum(int(torch.isin(theirs[base], kept).sum()) for base, kept in mine.items() if base in theirs)
-        if shared:
+        if shared or data[one] is data[two]:
             counts = {sum(map(len, samples.values())) for samples in (mine, theirs)}
             got = (
                 "the same object for both"
-                if first is second and counts == {shared}
+                if data[one] is data[two] or (first is second and counts == {shared})
                 else f"{shared} images that are in both"
             )
             raise ValueError(
@@ -61,16 +61,18 @@ def _samples(data: Any) -> dict[int, Tensor]:
 def _places(data: Any) -> tuple[Tensor, Tensor] | None:
     """Return for each sample its data set's identity and its index there, (N,) each; None if that is unknown.
 
-    An iterable data set, or one without a length, counts as one sample.
+    An iterable data set, or one without a length, counts as one sample. A sampler's `indices` are those that it gives.
     """
     if isinstance(data, DataLoader):
         places = _places(data.dataset)
         sampler = getattr(data.batch_sampler, "sampler", None) if data.batch_sampler is not None else data.sampler
         if places is None or isinstance(data.dataset, IterableDataset):
             return places
-        if isinstance(sampler, SubsetRandomSampler):
-            return _taken(places, sampler.indices)
-        return places if isinstance(sampler, (SequentialSampler, RandomSampler, DistributedSampler)) else None
+        if isinstance(sampler, (SequentialSampler, RandomSampler, DistributedSampler)):
+            return places
+        if isinstance(sampler, WeightedRandomSampler):
+            return _taken(places, sampler.weights.nonzero().flatten())
+        return _taken(places, getattr(sampler, "indices", None))
     if isinstance(data, Subset):
         places = _places(data.dataset)
         return None if places is None else _taken(places, data.indices)
@@ -83,12 +85,17 @@ def _places(data: Any) -> tuple[Tensor, Tensor] | None:
         count = 1 if isinstance(data, IterableDataset) else len(data)
     except TypeError:
         count = 1
-    return torch.full((count,), id(data)), torch.arange(count)
+    return torch.full((count,), id(data), device="cpu"), torch.arange(count, device="cpu")
 
 
 def _taken(places: tuple[Tensor, Tensor], indices: Any) -> tuple[Tensor, Tensor] | None:
     """Return the places at `indices`; None if they are none of these, which the data's own reading names."""
-    at = torch.as_tensor(list(indices), dtype=torch.long)
+    if not (hasattr(indices, "__len__") and hasattr(indices, "__getitem__")):  # an iterator would be used up
+        return None
+    try:
+        at = torch.as_tensor(indices if hasattr(indices, "dtype") else list(indices), dtype=torch.long, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        return None
     if at.numel() and not -len(places[0]) <= int(at.min()) <= int(at.max()) < len(places[0]):
         return None
     return places[0][at], places[1][at]

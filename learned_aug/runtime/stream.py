@@ -158,7 +158,8 @@ class Stream:
         """Yield this process's part of the batches from the `skip`-th on, each with the place of its first image."""
         order: Sequence[int] = range(len(self.data))  # type: ignore[arg-type]
         if self.shuffle:
-            order = torch.randperm(len(order), generator=generator(*self._place, "order", number)).tolist()
+            source = generator(*self._place, "order", number)
+            order = torch.randperm(len(order), generator=source, device="cpu").tolist()
         for places in self._parts()[skip:]:
             samples = []
             with forked() as reseed:
@@ -178,8 +179,14 @@ class Stream:
         loader: DataLoader[Any] = copy.copy(self.data)  # type: ignore[arg-type]
         vars(loader).update(persistent_workers=False, _iterator=None)
         sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-        if hasattr(sampler, "set_epoch"):
+        if hasattr(sampler, "set_epoch"):  # of a copy as well, for the user's own is at another epoch
+            sampler = copy.copy(sampler)
             sampler.set_epoch(number)
+            vars(loader).update(sampler=sampler)
+            if hasattr(loader.batch_sampler, "sampler"):
+                batch_sampler: Any = copy.copy(loader.batch_sampler)
+                batch_sampler.sampler = sampler
+                vars(loader).update(batch_sampler=batch_sampler)
         own = {g for g in (loader.generator, getattr(sampler, "generator", None)) if g is not None}
         start = 0
         with forked(own) as reseed:
@@ -212,16 +219,20 @@ def glance(data: Data, name: str, seed: int = 0) -> tuple[Tensor, Tensor]:
     return images[:LOOKED_AT], labels[:LOOKED_AT]
 
 
-def check_alike(**sources: Data) -> None:
+def check_alike(**sources: Data) -> dict[str, tuple[Tensor, Tensor]]:
     """Refuse data sets of which some hold images in [0, 1] and others normalized ones.
 
     Args:
         sources: name to data.
 
+    Returns:
+        Name to the few (images, labels) that were looked at.
+
     Raises:
         ValueError: with the value ranges of a few images of each.
     """
-    ranges = {name: tuple(map(float, glance(data, name)[0].aminmax())) for name, data in sources.items()}
+    seen = {name: glance(data, name) for name, data in sources.items()}
+    ranges = {name: tuple(map(float, images.aminmax())) for name, (images, _) in seen.items()}
     plain = [low >= -ROUNDING and high <= 1 + ROUNDING for low, high in ranges.values()]
     normalized = [low < -SLACK or high > 1 + SLACK for low, high in ranges.values()]
     if any(plain) and any(normalized):
@@ -229,3 +240,4 @@ def check_alike(**sources: Data) -> None:
         raise ValueError(
             f"{' and '.join(ranges)} must be normalized alike, got values in {got}; give all of them the same Normalize"
         )
+    return seen

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from learned_aug.runtime.checks import numbers
 from learned_aug.runtime.data import Data, as_pair
 from learned_aug.training.augment import Augment, Chain, Cutout, Mixing, batched, each
 from learned_aug.training.choice import DrawChoice
-from learned_aug.training.ledger import described
+from learned_aug.training.described import described
 from learned_aug.training.retrain import RetrainConfig, retrain
 from learned_aug.training.steer import UNSTEERED, SteeredDraws
 from learned_aug.transform import LearnedAugment
@@ -53,9 +55,10 @@ class Setting:
     """Seed of the arm's own draws."""
 
 
-Arm = str | Augmenter | nn.Module | Callable[[nn.Module], Augment | None] | None
+Arm = str | Augmenter | nn.Module | Callable[..., Augment | None] | None
 """None, an Augmenter, a transform, a ready-made arm's name, or a function from the fresh classifier to what `retrain`
-takes as `augment`. A LearnedAugment is drawn for each image at its own p and strength."""
+takes as `augment`; the function gets the training's seed as well where it has a parameter `seed`. A LearnedAugment is
+drawn for each image at its own p and strength."""
 
 
 def _steered(setting: Setting, **options: Any) -> SteeredDraws:
@@ -176,13 +179,23 @@ def build(arm: Arm, setting: Setting) -> Augment | None:
             f"known names are {', '.join(ARMS)}"
         )
     try:
-        given = make(setting.model)
+        given = make(setting.model, seed=setting.seed) if _takes_seed(make) else make(setting.model)
     except (TypeError, AttributeError) as error:
         raise ValueError(
             f"an arm's function gets the fresh classifier and gives the augmentation, {described(arm)} failed on it "
             f"({error}); give a function of batches as lambda model: function"
         ) from error
     return None if given is None else batched(given, mean=setting.mean, std=setting.std)
+
+
+def _takes_seed(make: Callable[..., Any]) -> bool:
+    """Tell whether an arm's function has a parameter `seed`, other than one that its user has bound."""
+    if isinstance(make, partial) and "seed" in make.keywords:
+        return False
+    try:
+        return "seed" in inspect.signature(make).parameters
+    except (TypeError, ValueError):  # of functions that are not Python's
+        return False
 
 
 def describe(arm: Arm) -> str:

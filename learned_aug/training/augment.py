@@ -16,10 +16,10 @@ from torchvision.transforms.v2 import functional as tv
 
 from learned_aug.config import AugmenterConfig
 from learned_aug.influence.head import borrowed
-from learned_aug.runtime.checks import SLACK
-from learned_aug.training.reader import first_tensor
+from learned_aug.influence.layer import first_tensor
+from learned_aug.runtime.checks import SLACK, warn_if_plain
 
-__all__ = ["Augment", "Chain", "Cutout", "Mixing", "applied", "batched", "check_units", "each", "parts"]
+__all__ = ["Augment", "Chain", "Cutout", "Mixing", "applied", "batched", "check_units", "each", "parts", "same"]
 
 Augment = Callable[..., Any]
 """From images (B, C, H, W), or images and labels, to images of that shape, or images and labels."""
@@ -50,12 +50,18 @@ def each(
 class _Each:
     """What :func:`each` gives, a class so that it can be pickled."""
 
+    _in_range = False  # whether a batch was, and so the data set is
+
     def __init__(self, policy: Callable[[Tensor], Tensor], mean: Any, std: Any) -> None:
         self.policy, self.mean, self.std = policy, mean, std
-        self._in_range = False  # whether a batch was, and so the data set is
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the settings, which what was seen so far is none of."""
+        return {"policy": self.policy, "mean": self.mean, "std": self.std}
 
     def __call__(self, images: Tensor) -> Tensor:
-        shift, scale = (_column(v, x, images) for v, x in ((self.mean, 0.0), (self.std, 1.0)))
+        dtype = torch.promote_types(images.dtype, torch.float32)  # half precision would round white up, to black
+        shift, scale = (_column(v, x, images.device, dtype) for v, x in ((self.mean, 0.0), (self.std, 1.0)))
         if {shift.numel(), scale.numel()} - {1, images.shape[1]} or not bool((scale > 0).all()):
             raise ValueError(
                 f"mean and std must be 1 or {images.shape[1]} numbers, std above 0, got {self.mean} and {self.std}"
@@ -69,15 +75,16 @@ class _Each:
                     f"{high:.3g}; state their normalization, mean= and std=, where the policy is named, or as "
                     "learned_aug.training.each(policy, mean=, std=)"
                 )
+            warn_if_plain(images, shift)
             self._in_range = True
         pixels = tv.to_dtype(values.clamp(0, 1), torch.uint8, scale=True)
         drawn = torch.stack([self.policy(image) for image in pixels])
-        out: Tensor = tv.to_dtype(drawn, images.dtype, scale=True)
-        return (out - shift) / scale
+        out: Tensor = tv.to_dtype(drawn, dtype, scale=True)
+        return ((out - shift) / scale).to(images.dtype)
 
 
-def _column(values: float | Sequence[float] | None, default: float, like: Tensor) -> Tensor:
-    return torch.as_tensor(default if values is None else values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+def _column(values: Any, default: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.as_tensor(default if values is None else values, dtype=dtype, device=device).view(-1, 1, 1)
 
 
 class Cutout:
@@ -204,7 +211,7 @@ def applied(augment: Augment, images: Tensor, labels: Tensor) -> tuple[Tensor, T
         Images of the same shape, and the labels, or soft labels (B, K).
 
     Raises:
-        ValueError: if shapes or labels do not fit.
+        ValueError: if shapes, dtypes or labels do not fit.
     """
     out = augment(images, labels) if _sees_labels(augment) else augment(images)
     drawn, given = out if isinstance(out, tuple) and len(out) == 2 else (out, labels)
@@ -214,14 +221,26 @@ def applied(augment: Augment, images: Tensor, labels: Tensor) -> tuple[Tensor, T
             f"augment must return batches of the shape that it gets, {tuple(images.shape)}, got {got}; resize or crop "
             "in the data set"
         )
+    if not drawn.is_floating_point():
+        raise ValueError(
+            f"augment must return floating images, as it gets, got {drawn.dtype}; end it with "
+            "v2.ToDtype(torch.float32, scale=True)"
+        )
     if given is not labels:
         _check_labels(given, labels)
     return drawn, given
 
 
+def same(one: Tensor, two: Tensor) -> bool:
+    """Whether two tensors are of one shape and hold the same values, NaN in the same places among them."""
+    if one.shape != two.shape:
+        return False
+    return bool(((one == two) | (one.isnan() & two.isnan())).all())
+
+
 def _check_labels(given: Any, labels: Tensor) -> None:
     what = f"{given.dtype} {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
-    if isinstance(given, Tensor) and given.shape == labels.shape and torch.equal(given, labels):
+    if isinstance(given, Tensor) and same(given, labels):
         return
     soft = isinstance(given, Tensor) and given.is_floating_point() and given.ndim == 2 and len(given) == len(labels)
     if not soft or not bool(((given.sum(1) - 1).abs() < 1e-2).all()):

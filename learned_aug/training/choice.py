@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.influence.s_val import InfluenceConfig
-from learned_aug.runtime.checks import check_range, check_seed
+from learned_aug.runtime.checks import check_count, check_number, check_range, check_seed
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.distributed import rank
 from learned_aug.runtime.rng import generator
-from learned_aug.training.augment import Augment, applied, batched, check_units, each
+from learned_aug.training.augment import Augment, applied, batched, check_units, each, same
 from learned_aug.training.policies import Recorder, Tally
-from learned_aug.training.reader import Loss, Reader
+from learned_aug.training.reader import Loss, Reader, check_state
+from learned_aug.training.steer import SteeredDraws
 
 __all__ = ["DrawChoice"]
 
@@ -87,18 +88,15 @@ class DrawChoice:
         std: float | Sequence[float] | None = None,
         seed: int = 0,
     ) -> None:
-        for name, value in (("draws", draws), ("every", every)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not (math.isfinite(gate) and gate >= 0):
-            raise ValueError(f"gate must be a finite power >= 0, got {gate}; 0 is no gate")
+        self.draws, self.every = check_count("draws", draws, 1), check_count("every", every, 1)
+        self.gate = check_number("gate", gate, 0, "0 is no gate")
         self.sources = _named(sources)
         self._networks = [source for source in self.sources.values() if isinstance(source, Augmenter)]
         for networks in self._networks:
             check_units(networks.config, mean, std)
         self.shares = _shares(shares, len(self.sources))
         by = by if by is not None else "loss" if val is None else "influence"
-        self.model, self.draws, self.every, self.gate = model, draws, every, gate
+        self.model = model
         self.reader = Reader(model, by=by, loss=loss, train=train, val=val, config=config, head=head)
         self.recorders = {name: Recorder(s) for name, s in self.sources.items() if Recorder.fits(s)}
         self._draw: dict[str, Augment | None] = {}
@@ -142,13 +140,30 @@ class DrawChoice:
         return drawn[chosen]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resume needs: the position of the offers, and s_val; the tally starts anew."""
-        return {"seed": self.seed, "calls": self.calls, "reader": self.reader.state_dict()}
+        """Return what a resume needs: the position of the offers, s_val and steered sources; the tally starts anew."""
+        steered = {name: source.state_dict() for name, source in self._steered().items()}
+        return {"seed": self.seed, "calls": self.calls, "reader": self.reader.state_dict(), "sources": steered}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave, with the same model and sources."""
+        """Go on from what :meth:`state_dict` gave, with the same model and sources.
+
+        Raises:
+            ValueError: if it is no such state, or that of other sources.
+        """
+        check_state(self, state, "seed", "calls", "reader", "sources")
+        steered = self._steered()
+        if steered.keys() != state["sources"].keys():
+            raise ValueError(
+                f"sources must be those whose state this is, steered ones of the names {sorted(state['sources'])}, got "
+                f"{sorted(steered)}; give the same ones"
+            )
         self.seed, self.calls = state["seed"], state["calls"]
         self.reader.load_state_dict(state["reader"])
+        for name, source in steered.items():
+            source.load_state_dict(state["sources"][name])
+
+    def _steered(self) -> dict[str, SteeredDraws]:
+        return {name: source for name, source in self.sources.items() if isinstance(source, SteeredDraws)}
 
     def score(self, drawn: Tensor, labels: Tensor) -> Tensor:
         """Score candidates (B, C, H, W) with their labels; the highest score is taken. Made to be overridden."""
@@ -180,11 +195,7 @@ class DrawChoice:
                 continue
             where = places.to(images.device)
             part, kept = applied(draw, drawn[where], repeated[where])
-            if (
-                part.dtype != images.dtype
-                or kept.shape != repeated[where].shape
-                or bool((kept != repeated[where]).any())
-            ):
+            if part.dtype != images.dtype or not same(kept, repeated[where]):
                 raise ValueError(
                     f"source {name!r} must keep the dtype of images and the labels, {images.dtype}, got {part.dtype}"
                     "; sources that mix images belong after the choice: A+Mixup in a comparison"
@@ -235,7 +246,7 @@ def _shares(shares: Sequence[float] | None, count: int) -> Tensor:
     Raises:
         ValueError: if they do not fit.
     """
-    given = torch.tensor([1.0] * count if shares is None else list(shares), dtype=torch.float64)
+    given = torch.tensor([1.0] * count if shares is None else list(shares), dtype=torch.float64, device="cpu")
     if (
         len(given) != count
         or not bool((given >= 0).all())

@@ -7,16 +7,13 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
-from multiprocessing.process import BaseProcess
-from threading import Thread
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
@@ -28,24 +25,35 @@ from torch.utils.data import (
 from tqdm.auto import tqdm
 
 from learned_aug.augmenter import Augmenter
-from learned_aug.runtime.checks import check_seed
+from learned_aug.influence.head import borrowed
+from learned_aug.influence.layer import find_head, first_tensor, placement
+from learned_aug.runtime.checks import (
+    check_class_range,
+    check_count,
+    check_labels,
+    check_logits,
+    check_seed,
+    model_errors_named,
+    numbers,
+)
 from learned_aug.runtime.data import Data, check_source
 from learned_aug.runtime.events import Event, OnEvent, ProgressBars
 from learned_aug.runtime.overlap import check_disjoint
 from learned_aug.runtime.rng import forked
-from learned_aug.runtime.stream import check_alike
+from learned_aug.runtime.stream import check_alike, glance
 from learned_aug.training.arms import CONTROL, Arm, Setting, build, describe, reads_val
 from learned_aug.training.augment import parts
 from learned_aug.training.comparison import Comparison, Training
-from learned_aug.training.ledger import Ledger, described, fingerprint, structure
+from learned_aug.training.described import described, structure
+from learned_aug.training.ledger import Ledger, fingerprint
+from learned_aug.training.processes import Job, results
 from learned_aug.training.retrain import RetrainConfig, evaluate, retrain
 from learned_aug.transform import LearnedAugment
 
 __all__ = ["Comparison", "compare"]
 
-Job = tuple[str, int]  # arm, seed
 
-
+@torch.inference_mode(False)
 def compare(
     make_model: Callable[[], nn.Module],
     train: Data,
@@ -79,11 +87,12 @@ def compare(
     Args:
         make_model: gives a fresh classifier, on the device to use; each call a new one.
         train: (image, label) pairs, as :func:`learned_aug.fit` takes them, without augmentation.
-        test: likewise, not in `train`; images that no arm has read make the comparison honest.
+        test: likewise, not in `train` or `val`; images that no arm has read make the comparison honest.
         arms: names of ready-made arms, :data:`learned_aug.training.ARMS`, joined as "A+B" for one after the other; or a
             mapping from a name to such a name, None, an Augmenter (on half of each batch), a transform of torchvision
-            (drawn for each image), or a function from the fresh classifier to what :func:`retrain` takes as `augment`.
-            The first one is what others are compared to.
+            (drawn for each image), or a function from the fresh classifier to what :func:`retrain` takes as `augment`,
+            to which the training's seed is given as well where it has a parameter `seed`. The first one is what others
+            are compared to.
         val: the hyper-validation set, for "steered-influence", "chosen-influence" and "fitted"; with these comes an arm
             of steered draws that trains on `train` and `val`, for labels are labels.
         config: of the trainings.
@@ -99,9 +108,10 @@ def compare(
             the arm in their stage: "retrain: steered".
 
     Raises:
-        ValueError: if there is no arm or no seed, an arm is unknown or returns other shapes or labels, `make_model`
-            gives the same object twice, a training diverges, or the folder holds trainings of other settings.
-        TypeError: if a seed is no integer.
+        ValueError: if there is no arm or no seed, `train`, `test` and `val` share samples, an arm is unknown or returns
+            other shapes or labels, `make_model` gives the same object twice, a training diverges, or the folder holds
+            trainings of other settings.
+        TypeError: if a seed is no integer, or an arm's name no string.
         OSError: if another process works in the folder, or it cannot be written.
     """
     task = _Task(make_model, train, test, _arms(arms), val, config or RetrainConfig(), baseline, mean, std)
@@ -111,24 +121,24 @@ def compare(
     seeds = list(dict.fromkeys(check_seed(seed, "each of seeds") for seed in seeds))
     if not seeds:
         raise ValueError("seeds must hold at least one, got none; add some")
-    if jobs < 1:
-        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    jobs = check_count("jobs", jobs, 1)
     todo = [(arm, seed) for seed in seeds for arm in task.arms]
+    whats = {name: describe(arm) for name, arm in task.arms.items()}  # before the trainings, in which arms may change
     with Ledger(checkpoint_dir, {} if checkpoint_dir is None else task.settings()) as ledger, ProgressBars() as bars:
-        done = {job: kept for job in todo if (kept := ledger.read(*job, describe(task.arms[job[0]]))) is not None}
+        done = {job: kept for job in todo if (kept := ledger.read(*job, whats[job[0]])) is not None}
         listeners = ([bars] if progress else []) + ([on_event] if on_event is not None else [])
         show = _Progress(listeners, todo, done, steps=jobs == 1)
         told = {seed for _, seed in todo if all((arm, seed) in done for arm in task.arms)}
         left = [job for job in todo if job not in done]
-        for training, networks in _trained(task, left, min(jobs, len(left)), show):
+        for training, networks in results(task.run, left, min(jobs, len(left)), show.of):
             job = training.arm, training.seed
             first = training.seed == todo[0][1]
-            ledger.write(training, describe(task.arms[training.arm]), networks if first else None)
+            ledger.write(training, whats[training.arm], networks if first else None)
             done[job] = training
             show.finished(training)
             if training.seed not in told and all((arm, training.seed) in done for arm in task.arms):
                 told.add(training.seed)
-                if progress and len(done) < len(todo):  # the last table is the caller's to show
+                if progress and sys.stderr is not None and len(done) < len(todo):  # the last table is the caller's
                     bars.close()
                     tqdm.write(f"\n{_ordered(todo, done)}\n", file=sys.stderr)
     return _ordered(todo, done)
@@ -143,6 +153,7 @@ def _arms(arms: Sequence[str] | Mapping[str, Arm]) -> dict[str, Arm]:
 
     Raises:
         ValueError: if there is none, or one is unknown.
+        TypeError: if a name is no string.
     """
     if isinstance(arms, str):
         arms = [arms]
@@ -153,6 +164,8 @@ def _arms(arms: Sequence[str] | Mapping[str, Arm]) -> dict[str, Arm]:
     named: dict[str, Arm] = dict(arms) if isinstance(arms, Mapping) else {name: name for name in arms}
     if not named:
         raise ValueError("arms must hold at least one, got none; add some")
+    if unnamed := [name for name in named if not isinstance(name, str)]:
+        raise TypeError(f"names of arms must be strings, got {unnamed[0]!r}; name each one")
     for arm in named.values():
         describe(arm)
     if any(map(reads_val, named.values())):
@@ -178,8 +191,9 @@ class _Task:
         """Refuse before the work what cannot be compared.
 
         Raises:
-            ValueError: if `make_model` gives a model twice, an arm lacks the hyper-validation set or is for images of
-                another normalization, the control could not train on both sets, or not all are normalized alike.
+            ValueError: if `make_model` gives a model twice, an arm lacks the hyper-validation set or cannot be built,
+                the control could not train on both sets, data share samples or are not normalized alike, or the model
+                does not take them.
         """
         for name, data in (("train", self.train), ("test", self.test)):
             check_source(data, name)
@@ -189,29 +203,34 @@ class _Task:
             for name, data in (("train", self.train), ("val", self.val)):
                 _check_whole(data, name)
         with forked(), torch.random.fork_rng(_accelerators()):
-            one, two = self.make_model(), self.make_model()
+            one, two = (_made(self.make_model, self.train) for _ in range(2))
         if one is two or {id(p) for p in one.parameters()} & {id(p) for p in two.parameters()}:
             raise ValueError(
                 "make_model must build a fresh classifier at each call, got the same object, or parts of it, twice: "
                 "trainings would go on from each other; build it inside of the function"
             )
-        setting = Setting(model=one, make_model=self.make_model, train=self.train, mean=self.mean, std=self.std)
-        for arm in self.arms.values():
-            if isinstance(arm, (Augmenter, LearnedAugment)):
-                build(arm, setting)  # which refuses those for another normalization
         parts = {"train": self.train, "test": self.test, **({} if self.val is None else {"val": self.val})}
         check_disjoint(**parts)
-        check_alike(**parts)
+        for images, labels in check_alike(**parts).values():
+            _check_taken(one, images, labels)
+        units = {"mean": self.mean, "std": self.std}
+        setting = Setting(model=one, make_model=self.make_model, train=self.train, val=self.val, **units)
+        for arm in self.arms.values():
+            if isinstance(arm, str) and "fitted" in arm:  # which is built by hours of work
+                find_head(one)
+            elif isinstance(arm, (str, Augmenter, LearnedAugment)):
+                build(arm, setting)
 
     def settings(self) -> dict[str, str]:
         """Return what the trainings in a folder must agree in, as short texts."""
         with forked() as reseed, torch.random.fork_rng(_accelerators()):
             reseed(0, "compare")
-            model = self.make_model()
+            model = _made(self.make_model, self.train)
         size = sum(p.numel() for p in model.parameters())
         values = {f"config.{key}": described(value) for key, value in vars(self.config).items()}
         values |= {"model": f"{type(model).__name__} of {size:,} parameters, {structure(model)}"}
-        values |= {name: described(getattr(self, name)) for name in ("baseline", "mean", "std")}
+        units = {name: None if v is None else numbers(v) for name, v in (("mean", self.mean), ("std", self.std))}
+        values |= {name: described(value) for name, value in {"baseline": self.baseline, **units}.items()}
         values |= {"train": fingerprint(self.train), "test": fingerprint(self.test)}
         return values | ({} if self.val is None else {"val": fingerprint(self.val)})
 
@@ -234,7 +253,7 @@ class _Task:
         with forked() as reseed, torch.random.fork_rng(_accelerators()):
             reseed(seed, "compare")
             torch.manual_seed(seed)  # of the accelerator as well, where noise and dropout are drawn
-            model = self.make_model()
+            model = _made(self.make_model, self.train)
 
             def watch(event: Event) -> None:
                 if "accuracy" in event.metrics and event.step > event.total - max(1, event.total // 10):
@@ -273,60 +292,6 @@ class _Task:
         )
 
 
-def _trained(
-    task: _Task, jobs: list[Job], processes: int, show: _Progress
-) -> Iterator[tuple[Training, Augmenter | None]]:
-    """Yield the results of all trainings as they end, in this process or in several.
-
-    Raises:
-        ValueError: if what several processes need cannot be pickled.
-        AttributeError: whatever else a training raises.
-        TypeError: likewise.
-    """
-    if processes <= 1:
-        for job in jobs:
-            yield task.run(job, show.of(job))
-        return
-    threads = max(1, torch.get_num_threads() // processes)
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start, (task, threads))
-    try:
-        futures = [pool.submit(_work, job) for job in jobs]
-        for future in as_completed(futures):
-            yield future.result()
-    except (AttributeError, TypeError) as error:
-        if "pickle" not in str(error):
-            raise
-        raise ValueError(
-            f"with jobs > 1 all that is compared must be picklable, got what is not ({error}); define functions at the "
-            "top of a module instead of as lambdas, or use jobs=1"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_task: _Task | None = None
-
-
-def _start(task: _Task, threads: int) -> None:
-    """Prepare a process for trainings; it ends with the one that started it."""
-    global _task
-    _task = task
-    torch.set_num_threads(threads)
-    parent = parent_process()
-    if parent is not None:
-        Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def _work(job: Job) -> tuple[Training, Augmenter | None]:
-    assert _task is not None
-    return _task.run(job)
-
-
 class _Progress:
     """Tells listeners of steps and trainings, with the time that all trainings have left."""
 
@@ -360,6 +325,41 @@ class _Progress:
 
 def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _made(make_model: Callable[[], nn.Module], train: Data) -> nn.Module:
+    """Return a fresh classifier, of which lazy layers have their weights: drawn within an arm they would differ.
+
+    Raises:
+        TypeError: if `make_model` gives something else.
+    """
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise TypeError(
+            f"make_model must be a function that builds a fresh classifier, got {type(make_model).__name__}; write one"
+        )
+    model = make_model()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"make_model must return a classifier, an nn.Module, got {type(model).__name__}")
+    if any(map(is_lazy, model.parameters())):
+        images, _ = glance(train, "train")
+        model.eval()
+        with torch.no_grad(), model_errors_named(images):
+            model(images.to(next(model.parameters()).device))
+        model.train()
+    return model
+
+
+def _check_taken(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """Refuse images and labels that a classifier does not take, before the work.
+
+    Raises:
+        ValueError: with what does not fit.
+    """
+    device, dtype = placement(model)
+    with forked(), torch.random.fork_rng(_accelerators()), torch.no_grad(), borrowed(model), model_errors_named(images):
+        output = model(images.to(device, dtype))
+    logits = check_logits(first_tensor(output), len(images))
+    check_class_range(check_labels(labels.to(device), len(images)), logits.shape[1])
 
 
 def _check_whole(data: Data, name: str) -> None:

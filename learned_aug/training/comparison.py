@@ -181,7 +181,7 @@ def difference(values: list[float]) -> Difference:
     The interval is Student's; p is that of the sign-flip test on the mean, over all flips up to 40 pairs, over 100,000
     random ones beyond.
     """
-    d = torch.tensor(values, dtype=torch.float64)
+    d = torch.tensor(values, dtype=torch.float64, device="cpu")
     n, mean = len(d), float(d.mean())
     if n < 2:
         return Difference(mean, math.nan, math.nan, math.nan, n)
@@ -195,7 +195,8 @@ def difference(values: list[float]) -> Difference:
         above = len(two) - torch.searchsorted(two.sort().values, goal - one)
         p = min(1.0, 2 * float(above.sum()) / 2.0**n)
     else:
-        signs = torch.randint(0, 2, (100_000, n), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+        source = torch.Generator().manual_seed(0)
+        signs = torch.randint(0, 2, (100_000, n), generator=source, device="cpu").double() * 2 - 1
         signs[0] = 1  # the observed one, so that p is never 0
         p = float(((signs * d).sum(1).abs() >= goal).double().mean())
     return Difference(mean, mean - half, mean + half, p, n)
@@ -206,7 +207,7 @@ def _t975(freedom: int) -> float:
     low, high = 1.0, 100.0
     for _ in range(60):
         middle = (low + high) / 2
-        x = torch.linspace(0, middle, 20_001, dtype=torch.float64)
+        x = torch.linspace(0, middle, 20_001, dtype=torch.float64, device="cpu")
         scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - 0.5 * math.log(freedom * math.pi)
         density = torch.exp(scale - (freedom + 1) / 2 * torch.log1p(x.square() / freedom))
         low, high = (middle, high) if float(torch.trapezoid(density, x)) < 0.475 else (low, middle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,10 +15,10 @@ from learned_aug.config import FAMILIES
 from learned_aug.fit.judge import Estimate, deal, estimate
 from learned_aug.fit.prior import prior
 from learned_aug.influence.head import HeadTap, borrowed, collect
-from learned_aug.influence.layer import find_head
+from learned_aug.influence.layer import find_head, placement
 from learned_aug.influence.s_val import InfluenceConfig, solve_s_val
 from learned_aug.influence.scores import influence_aug
-from learned_aug.runtime.checks import check_seed
+from learned_aug.runtime.checks import check_count, check_range, check_seed, numbers
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.overlap import check_disjoint
 from learned_aug.runtime.rng import generator
@@ -114,25 +115,27 @@ def strength_curves(
         seed: of the choice of images and of the draws.
 
     Raises:
-        ValueError: if a level is not positive, the augmenter's weights are of version 1, or data do not fit.
+        ValueError: if a level is not positive, the augmenter's weights are of version 1 or for images of another
+            normalization, or data do not fit.
     """
-    if not levels or not all(level > 0 for level in levels):
-        raise ValueError(f"levels must be positive numbers, got {tuple(levels)}")
+    if not (values := numbers(levels)) or not all(0 < level < math.inf for level in values):
+        raise ValueError(f"levels must be positive finite numbers, got {levels!r}; leave them out for {LEVELS}")
+    check_count("images", images, 1)
     if augmenter is not None and augmenter.config.version == 1:
         raise ValueError("augmenter must have strengths by family, got weights of version 1; use learned_aug.prior")
     check_disjoint(train=train, val=val)
     check_alike(train=train, val=val)
     config, seed = config if config is not None else InfluenceConfig(), check_seed(seed)
     tap = HeadTap(model, find_head(model, head))
-    device = tap.head.weight.device
+    device, dtype = placement(model)
     with borrowed(model), tap:
 
         def stream(data: Data, name: str, *, shuffle: bool = False) -> Stream:
-            return Stream(data, name, "curves", seed=seed, batch_size=64, device=device, shuffle=shuffle)
+            return Stream(data, name, "curves", seed=seed, batch_size=64, device=device, dtype=dtype, shuffle=shuffle)
 
-        seen = collect(tap, stream(train, "train").once())
+        all_seen = collect(tap, stream(train, "train").once())
         folds = deal(collect(tap, stream(val, "val").once()))
-        free, solution = solve_s_val(seen, folds[0], tap.head, config, also=folds[1:])
+        free, solution = solve_s_val(all_seen, folds[0], tap.head, config, also=folds[1:])
         s_val = solution.value if len(folds) > 1 else solution.value[None]
         source = generator(seed, "strength curves", 0)
         parts: dict[tuple[str, float], list[Tensor]] = {}
@@ -140,15 +143,18 @@ def strength_curves(
         for batch, labels in stream(train, "train", shuffle=True).once():
             if augmenter is None:
                 augmenter = prior(batch, seed=seed)
+            elif not done:
+                check_range(batch, augmenter.config.mean, augmenter.config.std)
             batch, labels = batch[: images - done], labels[: images - done]
             masks = augmenter.trace(batch, augmenter.draw_noise(len(batch), generator=source, device=device)).masks
-            original = free(tap(batch)[0], labels)
+            original = free(tap(batch)[0].to(s_val.dtype), labels)
             for k, (family, top) in enumerate(_tops(augmenter).items()):
-                for level in levels if top else ():
+                for level in values if top else ():
                     strengths = torch.zeros(len(batch), len(FAMILIES), device=device)
                     strengths[:, k] = level * top
                     drawn = augmenter.trace(batch, masks=masks, strengths=strengths).draw.apply(batch)
-                    influence = influence_aug(s_val, free(tap(drawn)[0], labels), original, free.label_smoothing)
+                    seen = free(tap(drawn)[0].to(s_val.dtype), labels)
+                    influence = influence_aug(s_val, seen, original, free.label_smoothing)
                     parts.setdefault((family, level * top), []).append(-influence)
             done += len(batch)
             if done >= images:

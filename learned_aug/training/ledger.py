@@ -8,15 +8,13 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from enum import Enum
-from functools import partial
 from pathlib import Path
-from types import CellType, CodeType, FunctionType, MethodType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.fit.checkpoint import digest
@@ -26,10 +24,10 @@ from learned_aug.runtime.rng import forked
 from learned_aug.training.comparison import Training
 from learned_aug.weights.files import write_atomic
 
-__all__ = ["Ledger", "described", "fingerprint", "networks_of", "structure"]
+__all__ = ["Ledger", "fingerprint", "networks_of"]
 
 SETTINGS = "settings.json"
-PLAIN = bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device
+DAMAGED = "{} must be what compare wrote, got other or damaged contents; delete it"
 
 
 class Ledger:
@@ -49,6 +47,8 @@ class Ledger:
         self._lock: FolderLock | None = None
         if self.folder is None:
             return
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{self.folder} must be a folder, got a file of that name; give another one")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock_folder(self.folder)
         path = self.folder / SETTINGS
@@ -82,7 +82,7 @@ class Ledger:
             what: what the arm is.
 
         Raises:
-            ValueError: if the arm of that name was another one.
+            ValueError: if the arm of that name was another one, or the file is damaged.
         """
         if self.folder is None or not (path := self.folder / f"{_stem(arm, seed)}.json").exists():
             return None
@@ -92,7 +92,14 @@ class Ledger:
                 f"the arm {arm!r} in {self.folder} must be the same, was {kept['what']}, is {what}; give it another "
                 "name, or give another folder"
             )
-        return Training(**kept["training"])
+        try:
+            training = Training(**kept["training"])
+        except TypeError as error:
+            raise ValueError(DAMAGED.format(path)) from error
+        who, *figures = (training.arm, training.seed), *dataclasses.astuple(training)[2:]
+        if who != (arm, seed) or not all(isinstance(figure, float) for figure in figures):
+            raise ValueError(DAMAGED.format(path))
+        return training
 
     def write(self, training: Training, what: str, networks: Augmenter | None) -> None:
         """Keep a training, and the networks that it drew from."""
@@ -128,10 +135,9 @@ def fingerprint(data: Data) -> str:
     """Say in a few words what data are: how many, and a digest of all labels that can be had alone, and some images."""
     if isinstance(data, DataLoader):
         return f"{type(data).__name__} of {fingerprint(data.dataset)}, {data.batch_size} a batch"
-    try:
-        count = len(data)  # type: ignore[arg-type]
-    except TypeError:
+    if isinstance(data, IterableDataset):  # which may know how many it gives, but gives none by its index
         return type(data).__name__
+    count = len(data)  # type: ignore[arg-type]
     labels = labels_of(data)
     seen = [] if labels is None else [labels]
     with forked() as reseed:
@@ -161,70 +167,8 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError:
         read = None
     if not isinstance(read, dict) or not (path.name == SETTINGS or read.keys() >= {"what", "training"}):
-        raise ValueError(f"{path} must be what compare wrote, got other or damaged contents; delete it")
+        raise ValueError(DAMAGED.format(path))
     return read
-
-
-def described(value: Any, depth: int = 4) -> str:
-    """Say what a setting is, in a text that is the same in each process and another one for another setting.
-
-    Of a function the text is its name with a digest of its code and of the values that it holds, of another object its
-    type with its attributes, `depth` levels deep; what a function reads by a global name is not seen.
-    """
-    if value is None or isinstance(value, PLAIN):
-        return " ".join(str(value).split())
-    if isinstance(value, Tensor):
-        return f"Tensor {digest(value)}"
-    if isinstance(value, nn.Module):
-        total = sum(float(t.double().abs().sum()) for t in value.state_dict().values() if isinstance(t, Tensor))
-        return f"{type(value).__name__} {total:.6g} {structure(value)}"
-    if depth == 0 or isinstance(value, type):
-        return _name(value)
-
-    def inner(*values: Any) -> list[str]:
-        return [described(v, depth - 1) for v in values]
-
-    if isinstance(value, (tuple, list)):
-        return f"[{', '.join(inner(*value))}]"
-    if isinstance(value, (set, frozenset)):
-        return f"[{', '.join(sorted(inner(*value)))}]"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(map(': '.join, zip(inner(*value), inner(*value.values()), strict=True)))}}}"
-    if isinstance(value, partial):
-        return f"{described(value.func, depth)} of {', '.join(inner(value.args, value.keywords))}"
-    if isinstance(value, MethodType):
-        return f"{_name(value)} of {described(value.__self__, depth - 1)}"
-    if isinstance(value, FunctionType):
-        held = [cell.cell_contents for cell in value.__closure__ or () if _is_set(cell)]
-        return f"{_name(value)} {_sha(*inner(value.__code__, value.__defaults__, value.__kwdefaults__, held))}"
-    if isinstance(value, CodeType):
-        return _sha(value.co_code.hex(), *value.co_names, *inner(value.co_consts))
-    attributes = getattr(value, "__dict__", None)
-    return f"{_name(value)} {_sha(*inner(attributes))}" if attributes and callable(value) else _name(value)
-
-
-def structure(module: nn.Module) -> str:
-    """Return a digest of a module's parts with their settings, without its weights."""
-    parts = []
-    for part in module.modules():
-        settings = {k: v for k, v in vars(part).items() if isinstance(v, PLAIN) and k[0] != "_" and k != "training"}
-        parts += [re.sub(" at 0x[0-9a-f]+", "", repr(part)), str(sorted(settings.items()))]
-    return _sha(*parts)
-
-
-def _name(value: Any) -> str:
-    return str(getattr(value, "__qualname__", type(value).__qualname__))
-
-
-def _sha(*texts: str) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:6]
-
-
-def _is_set(cell: CellType) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:  # of a name that is bound later
-        return False
 
 
 def _stem(arm: str, seed: int) -> str:

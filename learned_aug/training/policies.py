@@ -77,7 +77,7 @@ class Recorder:
         magnitudes = self.space[name][0](self.bins, *self._side)
         if magnitudes is None:
             return ""
-        nearest = int((torch.as_tensor(magnitudes).double().abs() - abs(magnitude)).abs().argmin())
+        nearest = int((torch.as_tensor(magnitudes, device="cpu").double().abs() - abs(magnitude)).abs().argmin())
         return LEVELS[min(2, 3 * nearest // len(magnitudes))]
 
 
@@ -246,9 +246,10 @@ def _plain(name: str, source: Any, weights: dict[str, dict[str, float]] | None) 
     Raises:
         ValueError: if it cannot be one.
     """
-    if isinstance(source, SteeredDraws):
-        source = source.augmenter
     identity: nn.Module = v2.Identity()
+    if isinstance(source, SteeredDraws):
+        share, strength = source.share_and_strength
+        return identity if source.augmenter is None else LearnedAugment(source.augmenter, p=share, strength=strength)
     if source is None:
         return identity
     if isinstance(source, Augmenter):

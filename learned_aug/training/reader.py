@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learned_aug.influence.head import HeadTap, check_differentiable, collect
-from learned_aug.influence.layer import find_head, unwrap
+from learned_aug.influence.head import HeadTap, check_differentiable, collect, gradient_of
+from learned_aug.influence.layer import find_head, first_tensor, placement, unwrap
 from learned_aug.influence.problem import Head
 from learned_aug.influence.s_val import InfluenceConfig, solve_s_val
 from learned_aug.influence.scores import influence_up
+from learned_aug.runtime.autocast import uncached_autocast
 from learned_aug.runtime.checks import (
     check_class_range,
     check_images,
@@ -28,7 +29,7 @@ from learned_aug.runtime.data import Data
 from learned_aug.runtime.overlap import check_disjoint
 from learned_aug.runtime.stream import Stream, check_alike
 
-__all__ = ["Loss", "Reader", "first_tensor"]
+__all__ = ["Loss", "Reader", "check_state"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 CUT = (
@@ -55,7 +56,8 @@ class Reader:
         head: name of the last Linear, by default the last one registered; for "influence".
 
     Raises:
-        ValueError: if "influence" lacks data or a Linear head.
+        ValueError: if "influence" lacks data or a Linear head, if `train` and `val` share samples, or if "loss" is
+            given data, which it does not read.
     """
 
     def __init__(
@@ -75,6 +77,8 @@ class Reader:
             raise ValueError(
                 'by="influence" needs train= and val=, (image, label) data; leave it out to follow the loss'
             )
+        if by == "loss" and not (train is None and val is None):
+            raise ValueError('train= and val= are for by="influence", got by="loss"; state it, or leave them out')
         self.model, self.by, self.loss = unwrap(model), by, loss
         self.config = config if config is not None else InfluenceConfig()
         self.influence: tuple[Head, Tensor] | None = None
@@ -98,7 +102,8 @@ class Reader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
-        self.loss_at_start = state["loss_at_start"]
+        check_state(self, state, "loss_at_start", "influence")
+        self.loss_at_start, self.influence = state["loss_at_start"], None
         if state["influence"] is not None:
             head, ihvp = state["influence"]
             self.influence = Head(**head), ihvp
@@ -106,12 +111,12 @@ class Reader:
     @property
     def dtype(self) -> torch.dtype:
         """What the model computes in: its first floating parameter's dtype."""
-        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        return placement(self.model)[1]
 
     @property
     def device(self) -> torch.device:
         """Where the model computes: its first parameter's device."""
-        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        return placement(self.model)[0]
 
     def check(self, images: Tensor, labels: Any, *, steers: bool) -> Any:
         """Refuse images and labels that do not fit; and, at the first batch, a model that cannot be followed.
@@ -131,10 +136,10 @@ class Reader:
                 reaches its images.
         """
         check_images(images)
-        if images.grad_fn is not None:
+        if images.requires_grad:
             raise ValueError(
-                "images must be no result of a computation that trains, for no gradient passes through their "
-                "augmentation; pass images.detach(), or augment before that computation"
+                "images must not ask for gradients, for none passes through their augmentation; pass images.detach(), "
+                "and call requires_grad_() on what comes back, or augment before the computation that trains"
             )
         if self.loss is not None and not isinstance(labels, Tensor):
             raise ValueError(
@@ -196,7 +201,7 @@ class Reader:
             if steers:
                 gradient = None
                 if output.requires_grad:
-                    (gradient,) = torch.autograd.grad(output.float().square().sum(), images, allow_unused=True)
+                    gradient = gradient_of(output.float().square().sum(), images)
                 if gradient is None:
                     raise ValueError(CUT)
         self._classes = classes
@@ -224,10 +229,9 @@ class Reader:
 
         Returns:
             The score (B,), differentiable, and the probability (B,) of the label, of soft ones their expected one.
-
-        Raises:
-            RuntimeError: if s_val is not solved yet.
         """
+        if self.by == "influence" and self.influence is None:  # as after the state of a reader by the loss
+            self.renew()
         with self._evaluating():
             if self.by == "loss":
                 output = first_tensor(self.model(self._input(images)))
@@ -235,8 +239,7 @@ class Reader:
                 return losses, self._probability(output, labels, losses)
             with self.tap:
                 features, output = self.tap(images.to(self.dtype))
-        if self.influence is None:
-            raise RuntimeError("s_val is not solved yet; call renew() first")
+        assert self.influence is not None
         head, ihvp = self.influence
         losses = self._losses(output, labels)
         seen = head(features.to(ihvp.dtype), labels)
@@ -254,7 +257,9 @@ class Reader:
         """
         if not score.requires_grad:
             raise ValueError(CUT)
-        (gradient,) = torch.autograd.grad(score.sum(), masks, allow_unused=True, materialize_grads=True)
+        gradient = gradient_of(score.sum(), masks)
+        if gradient is None:
+            gradient = torch.zeros_like(masks)
         if not self._zero_seen and not bool(gradient.any()):
             self._zero_seen = True
             warnings.warn(
@@ -311,25 +316,22 @@ class Reader:
         for module in training:
             module.training = False
         try:
-            yield
+            with uncached_autocast():
+                yield
         finally:
             for module in training:
                 module.training = True
 
 
-def first_tensor(output: Any) -> Tensor:
-    """Return a model's logits: its output, the field `logits` of it, or its first tensor.
+def check_state(owner: object, state: Any, *names: str) -> None:
+    """Refuse a state that is not what the `state_dict()` of such an object gave.
 
     Raises:
-        TypeError: if there is none.
+        ValueError: with what it lacks.
     """
-    if isinstance(output, Tensor):
-        return output
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
-    for part in parts:
-        if isinstance(part, Tensor):
-            return part
-    raise TypeError(f"the model must return logits, or hold them as .logits or first, got {type(output).__name__}")
+    lacks = [name for name in names if not isinstance(state, Mapping) or name not in state]
+    if lacks:
+        raise ValueError(
+            f"state must be what {type(owner).__name__}.state_dict() gave, got {type(state).__name__} without "
+            f"{', '.join(lacks)}; load that of the same kind of object"
+        )

@@ -13,6 +13,8 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.influence.head import borrowed
+from learned_aug.influence.layer import first_tensor, placement
+from learned_aug.runtime.autocast import uncached_autocast
 from learned_aug.runtime.checks import (
     check_at_least,
     check_at_most_one,
@@ -29,7 +31,6 @@ from learned_aug.runtime.rng import forked
 from learned_aug.runtime.stream import Stream
 from learned_aug.training.augment import Augment, applied, batched, parts
 from learned_aug.training.choice import DrawChoice
-from learned_aug.training.reader import first_tensor
 from learned_aug.training.steer import SteeredDraws
 
 __all__ = ["RetrainConfig", "evaluate", "retrain"]
@@ -65,6 +66,7 @@ class RetrainConfig:
 
 @torch.inference_mode(False)
 @torch.enable_grad()
+@uncached_autocast()
 def retrain(
     model: nn.Module,
     train: Data,
@@ -105,15 +107,15 @@ def retrain(
             "the model must have parameters that train, got none; unfreeze some with requires_grad_(True), as those of "
             "its head"
         )
-    weight = next(model.parameters())
+    device, dtype = placement(model)
     batches = Stream(
         train,
         "train",
         "retrain",
         seed=check_seed(seed),
         batch_size=config.batch_size,
-        device=weight.device,
-        dtype=weight.dtype,
+        device=device,
+        dtype=dtype,
         baseline=baseline,
         shuffle=True,
     )
@@ -128,7 +130,11 @@ def retrain(
             with forked() as reseed:
                 reseed(seed, "augment", step)
                 images, labels = applied(augment, images, labels)
-            images = images.to(weight.dtype)
+            images = images.to(dtype)
+            if images.device.type == "cpu" and not bool(images.isfinite().all()):
+                raise ValueError(
+                    "augment must return finite images, got NaN or infinity; apply it alone to find the cause"
+                )
         with nullcontext() if step else model_errors_named(images):
             logits = check_logits(first_tensor(model(images)).float(), len(images))
         if labels.is_floating_point():
@@ -191,8 +197,8 @@ def evaluate(model: nn.Module, data: Data, batch_size: int = 500) -> tuple[float
         ValueError: if logits or labels do not fit.
     """
     wrong, loss, count = 0, 0.0, 0
-    weight = next(model.parameters(), torch.empty(0))  # a quantized model has none
-    stream = Stream(data, "data", "evaluate", seed=0, batch_size=batch_size, device=weight.device, dtype=weight.dtype)
+    device, dtype = placement(model)
+    stream = Stream(data, "data", "evaluate", seed=0, batch_size=batch_size, device=device, dtype=dtype)
     with borrowed(model):
         for images, labels in stream.once():
             with nullcontext() if count else model_errors_named(images):

@@ -14,12 +14,12 @@ from learned_aug.config import AugmenterConfig
 from learned_aug.fit.prior import prior
 from learned_aug.fit.tilt import tilted
 from learned_aug.influence.s_val import InfluenceConfig
-from learned_aug.runtime.checks import check_range, check_seed
+from learned_aug.runtime.checks import as_number, check_count, check_number, check_range, check_seed
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.distributed import rank
 from learned_aug.runtime.rng import generator
 from learned_aug.training.augment import check_units
-from learned_aug.training.reader import Loss, Reader
+from learned_aug.training.reader import Loss, Reader, check_state
 
 __all__ = ["UNSTEERED", "SteeredDraws"]
 
@@ -108,16 +108,10 @@ class SteeredDraws:
     ) -> None:
         self.share = _range("share", share, 1.0)
         self.strength = _range("strength", strength, math.inf)
-        if not math.isfinite(tilt):
-            raise ValueError(f"tilt must be finite, got {tilt}; 0 steers nothing")
-        if not (math.isfinite(gate) and gate >= 0):
-            raise ValueError(f"gate must be a finite power >= 0, got {gate}; 0 is no gate")
-        if by == "loss" and not (train is None and val is None):
-            raise ValueError('train= and val= are for by="influence", got by="loss"; state it, or leave them out')
-        if warmup < 0 or every < 1 or period < 1:
-            raise ValueError(
-                f"warmup must be >= 0, every and period >= 1, got {warmup}, {every} and {period}; leave them out"
-            )
+        self.tilt = check_number("tilt", tilt, remedy="0 steers nothing")
+        self.gate = check_number("gate", gate, 0, "0 is no gate")
+        self.warmup, self.period = check_count("warmup", warmup, 0), check_count("period", period, 1)
+        self.every = check_count("every", every, 1)
         if augmenter is not None and tilt and not augmenter.config.tau_dropout:
             raise ValueError(
                 "augmenter must have tau_dropout > 0 to be steered, got 0; change its config, or use tilt=0"
@@ -125,8 +119,7 @@ class SteeredDraws:
         if augmenter is not None:
             check_units(augmenter.config, mean, std)
         self.model, self.augmenter, self._given = model, augmenter, augmenter
-        self.period, self.tilt, self.gate, self.warmup = period, tilt, gate, warmup
-        self.mean, self.std, self.every, self.seed = mean, std, every, check_seed(seed)
+        self.mean, self.std, self.seed = mean, std, check_seed(seed)
         self.reader = Reader(model, by=by, loss=loss, train=train, val=val, config=config, head=head)
         self.calls = 0
         self.confidence = 0.0
@@ -159,12 +152,11 @@ class SteeredDraws:
         # A function of the call: processes differ, also after they loaded one state.
         source = generator(self.seed, "steered draws", rank(), self.calls)
         self.calls += 1
-        # The square: without it a classifier that is far from fitting its images gets too many draws, too strong.
-        share, strength = (low + self.confidence**2 * (high - low) for low, high in (self.share, self.strength))
+        share, strength = self.share_and_strength
         count = round(share * images.shape[0])
         if not count and share:  # of a small batch, which would never be augmented
-            count = int(float(torch.rand((), generator=source)) < share * images.shape[0])
-        chosen = torch.randperm(images.shape[0], generator=source)[:count].to(images.device)
+            count = int(float(torch.rand((), generator=source, device="cpu")) < share * images.shape[0])
+        chosen = torch.randperm(images.shape[0], generator=source, device="cpu")[:count].to(images.device)
         part = images[chosen]
         noise = augmenter.draw_noise(part.shape[0], generator=source, device=images.device)
         if reads and part.shape[0]:
@@ -174,6 +166,13 @@ class SteeredDraws:
         out = images.clone()
         out[chosen] = drawn
         return out
+
+    @property
+    def share_and_strength(self) -> tuple[float, float]:
+        """Both as the confidence places them in their ranges now."""
+        # The square: without it a classifier that is far from fitting its images gets too many draws, too strong.
+        share, strength = (low + self.confidence**2 * (high - low) for low, high in (self.share, self.strength))
+        return share, strength
 
     @property
     def _reads(self) -> bool:
@@ -241,8 +240,10 @@ class SteeredDraws:
         """Go on from what :meth:`state_dict` gave; the draws to come are those that would have come.
 
         Raises:
-            ValueError: if the networks of the state have another configuration than the `augmenter` that was given.
+            ValueError: if it is no such state, or its networks have another configuration than the `augmenter` that was
+                given.
         """
+        check_state(self, state, "augmenter", "seed", "calls", "confidence", "reader")
         self.augmenter = self._given
         if state["augmenter"] is not None:
             config = AugmenterConfig.from_dict(state["augmenter"]["config"])
@@ -253,8 +254,9 @@ class SteeredDraws:
                     f"augmenter must be the one whose state this is, got another {' and '.join(other)}; give that one, "
                     "or none"
                 )
-            made = Augmenter(config)
-            made.load_state_dict(state["augmenter"]["weights"])
+            weights = state["augmenter"]["weights"]
+            made = Augmenter(config).to(next(iter(weights.values())).dtype)
+            made.load_state_dict(weights)
             self.augmenter = made.to(self.reader.device)
         self.seed, self.calls, self.confidence = state["seed"], state["calls"], state["confidence"]
         self.reader.load_state_dict(state["reader"])
@@ -266,10 +268,11 @@ def _range(name: str, value: float | Sequence[float], most: float) -> tuple[floa
     Raises:
         ValueError: if it is neither, or not within 0 to `most`.
     """
-    ends = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(ends) != 2 or not all(isinstance(end, (int, float)) and math.isfinite(end) for end in ends):
+    given = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    ends = tuple(map(as_number, given))
+    if len(ends) != 2 or not all(map(math.isfinite, ends)):
         raise ValueError(f"{name} must be a finite number or a range (low, high), got {value!r}")
     if not 0 <= ends[0] <= ends[1] <= most:
         limit = "0 or more" if most == math.inf else f"in [0, {most:g}]"
         raise ValueError(f"{name} must be {limit}, the lower end first, got {value!r}")
-    return float(ends[0]), float(ends[1])
+    return ends[0], ends[1]

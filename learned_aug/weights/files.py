@@ -205,7 +205,7 @@ def parse(files: Mapping[str, bytes], where: str | PathLike[str]) -> tuple[Augme
     path = Path(where) / CONFIG_NAME
     try:
         config = _config(files[CONFIG_NAME])
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, OverflowError) as error:
         raise WeightsError(
             f"{path} is no augmenter's configuration ({error}); write or fetch it again, or get a matching release"
         ) from error

@@ -86,6 +86,7 @@ class PretrainedMixin(nn.Module):
         )
 
     @classmethod
+    @torch.inference_mode(False)
     def from_pretrained(
         cls: type[Module],
         source: str | PathLike[str],
@@ -112,7 +113,7 @@ class PretrainedMixin(nn.Module):
         try:
             with torch.device("meta"):  # a config from elsewhere may ask for any amount of memory
                 expected = cls(config).state_dict()
-        except (RuntimeError, OverflowError) as error:
+        except (RuntimeError, OverflowError, TypeError) as error:  # by how far a size is beyond torch's integers
             raise WeightsError(f"{where} asks for networks that cannot be built ({error}); fetch it again") from error
         weights.check(state, expected, where)
         with torch.random.fork_rng(devices=[]):  # the initial weights, which are not kept, draw from it

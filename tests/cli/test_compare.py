@@ -77,6 +77,19 @@ def test_the_augmenter_of_a_fit_is_never_replaced(compared, images, tmp_path, fa
     assert Augmenter.from_pretrained(mine).config.channels == 1
 
 
+def test_networks_chosen_on_the_test_images_are_said_to_have_an_optimistic_error_there(images, tmp_path, capsys):
+    arguments = ["--data", str(images), "--out", str(tmp_path), "--arms", "prior", "--seeds", "1"]
+    for _ in range(2):
+        assert main(["compare", *SHORT, *arguments]) == 0
+        for text in (capsys.readouterr().out, (tmp_path / "compare.txt").read_text()):
+            assert "the lowest error on these test images, which makes this error optimistic" in text
+        (tmp_path / "augmenter" / "holiday.png").touch()
+        (tmp_path / "augmenter" / "README.md").write_text("filled in")
+    assert main(["compare", *SHORT, *arguments]) == 0  # which replaces the weights, and keeps what people wrote
+    left = sorted(path.name for path in (tmp_path / "augmenter").iterdir())
+    assert left == ["README.old.md", "README.old2.md", "config.json", "holiday.png", "model.safetensors"]
+
+
 def test_an_augmenter_takes_no_other_arms_name(compared, images, tmp_path, failing):
     (weights,) = (path.parent for path in (compared / "trainings").glob("prior-*/model.safetensors"))
     for names in (["prior"], ["a/mine", "b/mine"]):

@@ -17,6 +17,7 @@ from learned_aug.cli.classifier import build_model, load_checkpoint
 from learned_aug.cli.folder import open_folders
 from learned_aug.cli.main import main
 from learned_aug.cli.report import write_weights
+from learned_aug.cli.work import check_device
 from tests.cli.conftest import COUNTS, MODEL, SHORT, arguments
 
 # Python 3.12 and later warn of every fork beside threads; torch's loader forks by default.
@@ -74,6 +75,10 @@ def test_fit_ends_with_a_legend_the_verdict_and_the_next_command(fitted, some, t
     assert main(arguments(fitted, some, tmp_path / "out")) == 0
     shown = capsys.readouterr()
     assert "predicted_val_drop +- margin" in shown.out
+    assert (
+        f", strengths.png.\n\nNext, see over several runs whether it helps, with further images in {some}/test/:"
+        in (shown.out)
+    )
     assert json.loads((tmp_path / "out" / "fit.json").read_text())["verdict"] in shown.out
     last = shown.out.splitlines()[-1].strip()
     assert last.startswith(f"learned-aug compare --model {MODEL}")
@@ -98,6 +103,15 @@ def test_fit_takes_the_checkpoint_that_it_wrote_and_resumes(fitted, images, tmp_
     assert figures["images"] == {"train": 160, "val": 40}
     assert figures["test_error"] == {}
     assert not (tmp_path / "one" / "augmenter" / "corrected.png").exists()
+
+
+def test_the_next_command_of_a_folder_of_classes_asks_for_train_and_test(images):
+    def where(data):
+        return fitting._where(SimpleNamespace(args=SimpleNamespace(data=data), data=SimpleNamespace(test=None)))
+
+    data = images / "train"
+    assert where(data) == f", with the class folders moved to {data}/train/ and further images in {data}/test/"
+    assert where(images) == f", with further images in {images}/test/"
 
 
 def test_checkpoint_of_a_fit_is_the_classifier_of_its_figures(fitted, images):
@@ -154,6 +168,7 @@ def test_fit_refuses_a_classifier_that_knows_nothing(images, tmp_path, failing):
         ({"--out": "/dev/null/out"}, "/dev/null/out"),
         ({"--checkpoint-dir": "/dev/null/out"}, "/dev/null/out"),
         ({"--device": "abacus"}, "--device must be one that torch has here, got abacus"),
+        ({"--device": "meta"}, "--device must be one that torch has here, got meta"),
         ({"--device": "cuda:7"}, "--device must be one that torch has here, got cuda:7"),
         ({"--workers": "-1"}, "--workers must be 0 or more, got -1"),
         ({"--size": "2"}, "size must be"),
@@ -177,12 +192,23 @@ def test_fit_answers_a_mistake_in_one_line_before_the_work(fitted, images, tmp_p
 
 
 @pytest.mark.parametrize("option", ["--out", "--checkpoint-dir"])
-def test_results_among_the_class_folders_are_refused_before_a_folder_is_made(images, tmp_path, failing, option):
-    mine = images / "train" / "mine"
+@pytest.mark.parametrize("name", ["mine", "mine/run 1", "."])
+def test_results_among_the_class_folders_are_refused_before_a_folder_is_made(images, tmp_path, failing, option, name):
+    mine = images / "train" / name
     options = {"--model": MODEL, "--data": images / "train", "--val": "0.3", "--out": tmp_path, option: mine}
     given = [part for pair in options.items() for part in pair]
     assert f"lies among the class folders of {images / 'train'}" in failing("fit", *given, "--train-steps", "5", *SHORT)
-    assert not mine.exists()
+    assert not (images / "train" / "mine").exists()
+    assert not (images / "train" / "augmenter").exists()
+
+
+@pytest.mark.parametrize("beside", [[], ["compare.txt"]])
+def test_an_augmenter_that_no_fit_wrote_is_refused_before_the_work(fitted, images, tmp_path, failing, idle, beside):
+    (tmp_path / "augmenter").mkdir()
+    for name in (*beside, "augmenter/model.safetensors"):
+        (tmp_path / name).write_text("mine")
+    assert "holds an augmenter/ that no fit wrote" in failing(*arguments(fitted, images, tmp_path))
+    assert (tmp_path / "augmenter" / "model.safetensors").read_text() == "mine"
 
 
 def test_a_second_fit_keeps_the_users_files_and_the_card_that_was_filled_in(tmp_path):
@@ -191,14 +217,26 @@ def test_a_second_fit_keeps_the_users_files_and_the_card_that_was_filled_in(tmp_
     for name in ("holiday.png", "diversity.png", "README.md"):
         (inside / name).write_text(name)
     augmenter = Augmenter(AugmenterConfig(channels=1, size=8))
-    write_weights(tmp_path, SimpleNamespace(augmenter=augmenter))
-    assert {p.name for p in inside.glob("*.png")} == {"holiday.png"}
-    assert (inside / "README.old.md").read_text() == "README.md"
+    for _ in range(2):  # the third fit keeps what the second one did
+        write_weights(tmp_path, SimpleNamespace(augmenter=augmenter))
+        assert {p.name for p in inside.glob("*.png")} == {"holiday.png"}
+        assert (inside / "README.old.md").read_text() == "README.md"
+        (inside / "README.md").write_text("of the next")
 
 
 def test_a_full_disk_is_found_before_the_work(fitted, images, tmp_path, failing, idle, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10 * 2**20))
     assert "has 10 MiB free, 32 MiB are needed" in failing(*arguments(fitted, images, tmp_path / "out"))
+
+
+def test_a_long_reason_of_torch_against_a_device_is_cut(monkeypatch):
+    def broken(*_, **__):
+        raise NotImplementedError("not with arguments from this backend\n" * 100)
+
+    monkeypatch.setattr(torch, "zeros", broken)
+    with pytest.raises(ValueError, match="got mps") as short:
+        check_device("mps")
+    assert len(str(short.value)) < 300
 
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])

@@ -177,3 +177,7 @@ def test_an_image_that_is_shown_is_not_written_over(still, tmp_path, capsys):
     assert draw(still, [tmp_path / "photo.png"], tmp_path / "photo.png") == 1
     assert "is one of the images to show" in capsys.readouterr().err
     assert (tmp_path / "photo.png").read_bytes() == before
+    for k in range(3):
+        halves().save(tmp_path / f"photo{k}.png")
+    assert draw(still, [tmp_path], tmp_path / "photo2.png", "--limit", "1") == 1  # nor one that --limit leaves out
+    assert (tmp_path / "photo2.png").read_bytes() == before

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import pytest
 
 from learned_aug import DropoutConfig, FitConfig, InfluenceConfig, LinearConfig, PretrainConfig, RetrainConfig
-from learned_aug.cli.settings import add_setting, field_texts
+from learned_aug.cli.main import main
+from learned_aug.cli.settings import add_setting, field_texts, seed_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,3 +46,12 @@ def test_option_takes_type_default_and_help_from_its_field():
     assert "--part X other 0.5" in text
     with pytest.raises(SystemExit):
         parser.parse_args(["--batch-size", "1.5"])
+
+
+@pytest.mark.parametrize("command", ["fit", "compare", "preview", "demo"])
+@pytest.mark.parametrize("value", ["99999999999999999999999", "-1", "1.5"])
+def test_a_seed_that_generators_do_not_take_is_refused_with_its_option(capsys, command, value):
+    with pytest.raises(SystemExit):
+        main([command, "--seed", value])
+    assert "argument --seed: must be an integer from 0 to 2**63 - 1" in capsys.readouterr().err
+    assert seed_number(str(2**63 - 1)) == 2**63 - 1

@@ -239,11 +239,10 @@ UNUSUAL: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: timm_model("deit_tiny_distilled_patch16_224", img_size=32, depth=1),
         "the mean of several heads.*return the logits of one head.*other nn.Linear: .*head$",
     ),
-    "two outputs": (
-        lambda: Ending(lambda fc, h: (fc(h), h)),
-        "hold them as .logits, got tuple; wrap it in a module that returns the logits alone",
+    "features before logits": (
+        lambda: Ending(lambda fc, h: (h, fc(h))),
+        r"must be its head's, \(16, 4\), got \(16, 32\)",
     ),
-    "dict output": (lambda: Ending(lambda fc, h: {"logits": fc(h)}), "got dict; wrap it in a module"),
     "1x1-convolution head": (
         lambda: models.squeezenet1_1(num_classes=CLASSES),
         "ends in nn.Linear, found only .*Conv2d.*; replace a 1x1-convolution head by pooling and an nn.Linear",

@@ -303,14 +303,17 @@ def test_a_head_with_nan_is_called_one_that_diverged() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_model_that_holds_its_logits_in_an_output_is_fitted_as_one_that_returns_them() -> None:
+@pytest.mark.parametrize("output", [lambda y: SimpleNamespace(logits=y), lambda y: {"logits": y}, lambda y: (y, None)])
+def test_a_model_that_holds_its_logits_in_an_output_is_fitted_as_one_that_returns_them(
+    output: Callable[[Tensor], object],
+) -> None:
     class Output(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.inner = model()
 
-        def forward(self, images: Tensor) -> SimpleNamespace:
-            return SimpleNamespace(logits=self.inner(images))
+        def forward(self, images: Tensor) -> object:
+            return output(self.inner(images))
 
     found = [
         learned_aug.fit(made, *photos(16), config=tiny(), progress=False).augmenter.state_dict()

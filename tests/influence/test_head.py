@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -164,13 +166,23 @@ class TestHeadTap:
         with pytest.raises(ValueError, match=r"differ by 900\.0%"):
             tapped(Scaled())
 
-    def test_tuple_output_is_refused(self) -> None:
-        class Pair(Classifier):
+    @pytest.mark.parametrize(
+        "output", [lambda y: (y, None), lambda y: {"loss": None, "logits": y}, lambda y: SimpleNamespace(logits=y)]
+    )
+    def test_logits_are_found_in_outputs_that_hold_more(self, output: Callable[[Tensor], object]) -> None:
+        class Holding(Classifier):
             def forward(self, x: Tensor) -> Tensor:
-                return super().forward(x), x  # type: ignore[return-value]
+                return output(super().forward(x))  # type: ignore[return-value]
 
-        with pytest.raises(ValueError, match=r"one tensor, or hold them as .*, got tuple"):
-            tapped(Pair())
+        assert tapped(Holding())[1].shape == (10, 4)
+
+    def test_output_without_a_tensor_is_refused(self) -> None:
+        class Text(Classifier):
+            def forward(self, x: Tensor) -> Tensor:
+                return str(super().forward(x))  # type: ignore[return-value]
+
+        with pytest.raises(TypeError, match=r"must return logits, or hold them as .*, got str; wrap it"):
+            tapped(Text())
 
     def test_validation_images_of_another_kind_are_named_as_such(self) -> None:
         model = Classifier()

@@ -151,8 +151,8 @@ class TestClosedForm:
         torch.testing.assert_close(params, -dense_solution(problem, gradients, 0.01), rtol=1e-10, atol=1e-10)
         # The change of the head, times the validation gradient, is the influence on the validation loss.
         torch.testing.assert_close((params * rhs).sum((1, 2)), expected, rtol=1e-8, atol=1e-10)
-        other = HeadBatch(*(t[5 : 5 + len(batch.labels)] for t in problem.batch))
-        if len(other.labels) == len(batch.labels):
+        other = HeadBatch(*(t[5 : 5 + len(batch.labels)] for t in problem.batch[:2]), batch.labels)
+        if len(other.features) == len(batch.labels):
             torch.testing.assert_close(
                 influence_aug(s, other, batch, label_smoothing),
                 influence_up(s, other, label_smoothing) - influence_up(s, batch, label_smoothing),
@@ -272,3 +272,5 @@ def test_what_gives_no_influence_is_refused(fitted: HeadProblem, s_val: Tensor) 
         influence_up(s_val, batch, 2.0)
     with pytest.raises(ValueError, match="ihvp must be finite"):
         influence_up(s_val * float("nan"), batch)
+    with pytest.raises(ValueError, match="same samples in the same order, got 8 of 8 labels that differ"):
+        influence_aug(s_val, batch, batch._replace(labels=(batch.labels + 1) % K))

@@ -1,6 +1,7 @@
 """The one check of labels, and that all entry points make it."""
 
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -177,3 +178,13 @@ def test_the_remedy_for_a_range_is_that_for_what_came(image, statistics, remedy)
 def test_wide_integers_are_divided_by_the_largest_value_of_the_data_and_not_of_the_type(dtype):
     with pytest.raises(TypeError, match=r"divide other integers by the largest value .* 255 for 8-bit data"):
         check_images(torch.ones(1, 3, 4, 4, dtype=dtype))
+
+
+def test_images_in_the_unit_range_whose_normalization_is_stated_are_warned_of():
+    images = torch.rand(4, 3, 8, 8)
+    with pytest.warns(UserWarning, match="leave these out for images that are not normalized"):
+        check_range(images, (0.5, 0.4, 0.3), (0.2,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_range(images, (0.0,), (1.0,))
+        check_range((images - 0.5) / 0.2, (0.5,), (0.2,))

@@ -167,3 +167,10 @@ def test_log_of_a_stage_of_unknown_length_has_a_line_now_and_then_and_one_at_its
         "reading: 91, 90 s",
         "reading: 100, 99 s",
     ]
+
+
+def test_a_process_without_a_console_shows_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    with ProgressBars() as bars:
+        for step in (1, 2):
+            bars(Event("stage", step, 2, {"loss": 1.0}))

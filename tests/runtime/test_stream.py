@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 from torchvision.transforms import v2
 
 from learned_aug.runtime.rng import derived, forked
@@ -205,3 +205,25 @@ def test_data_of_which_some_are_normalized_are_refused(count):
 @pytest.mark.parametrize("other", [PLAIN / 2, PLAIN * 1.2 - 0.1, PLAIN * 1.8 - 0.4])
 def test_dark_images_and_those_that_resizing_left_outside_the_range_are_no_normalized_ones(other):
     check_alike(train=TensorDataset(PLAIN, LABELS), val=TensorDataset(other, LABELS))
+
+
+class Sampled(DistributedSampler):
+    """Keeps what it was told."""
+
+    told = ()
+
+    def set_epoch(self, epoch):
+        self.told = (*self.told, epoch)
+        super().set_epoch(epoch)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_loader_s_own_sampler_stays_at_its_epoch(batched):
+    sampler = Sampled(Noisy(), num_replicas=2, rank=0)
+    sampler.set_epoch(7)
+    options = {"batch_sampler": BatchSampler(sampler, 4, False)} if batched else {"batch_size": 4, "sampler": sampler}
+    read = stream(DataLoader(Noisy(), **options))
+    one, two = ([labels.tolist() for _, labels in read.once(number)] for number in (0, 1))
+    assert one != two
+    assert sampler.epoch == 7
+    assert sampler.told == (7,)

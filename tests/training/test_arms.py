@@ -1,6 +1,7 @@
 """Ready-made arms, and augmentations in one form."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -171,6 +172,18 @@ def test_transforms_of_torchvision_are_drawn_for_each_image_in_retrain_too(model
     assert 0 < int(inverted.sum()) < 50
 
 
+def test_a_function_with_a_parameter_seed_gets_that_of_its_training(setting):
+    def factory(model, seed):
+        return SteeredDraws(model, seed=seed)
+
+    setting = replace(setting, seed=7)
+    given = [build(arm, setting).seed for arm in (factory, SteeredDraws, partial(SteeredDraws, tilt=0.0))]
+    kept = [
+        build(arm, setting).seed for arm in (partial(SteeredDraws, seed=3), lambda model: SteeredDraws(model, seed=5))
+    ]
+    assert (given, kept) == ([7, 7, 7], [3, 5])
+
+
 def test_unknown_arms_are_refused_with_the_list():
     with pytest.raises(ValueError, match=r"arms must be of baseline, .*Mixup.*, got 'magic'"):
         describe("steered+magic")
@@ -202,3 +215,15 @@ def test_other_shapes_and_labels_are_refused(batch, returns, message):
 def test_soft_labels_of_other_classes_are_refused(model, data):
     with pytest.raises(ValueError, match=r"soft labels must be like the logits, \(50, 10\), got \(50, 7\)"):
         retrain(model, data["train"], RetrainConfig(steps=1), augment=lambda x, y: (x, torch.full((50, 7), 1 / 7)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_policy_sees_the_same_bytes_of_images_in_any_precision(same, dtype):
+    seen = []
+    images = torch.stack([torch.zeros(3, 16, 16), torch.ones(3, 16, 16), same[0][0].half().float()])
+    for value in (images, images.to(dtype)):
+        drawn = each(lambda image: seen.append(image) or image)(value)
+        assert drawn.dtype == value.dtype
+        torch.testing.assert_close(drawn.float(), images, atol=1 / 100, rtol=0)
+    assert all((one.int() - two.int()).abs().max() <= 1 for one, two in zip(seen[:3], seen[3:], strict=True))
+    assert [int(image.max()) for image in seen[3:5]] == [0, 255]

@@ -194,9 +194,9 @@ def test_nothing_to_choose_is_told_once(model, batch):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"draws": 0}, "draws must be at least 1"),
-        ({"every": 0}, "every must be at least 1"),
-        ({"gate": -1.0}, "gate must be a finite power"),
+        ({"draws": 0}, "draws must be an integer >= 1, got 0"),
+        ({"every": 0}, "every must be an integer >= 1, got 0"),
+        ({"gate": -1.0}, "gate must be a finite number >= 0"),
         ({"shares": [1, 2]}, "shares must be 1 finite numbers"),
         ({"shares": [0]}, "with a sum above 0"),
         ({"by": "influence"}, "train= and val="),
@@ -264,3 +264,27 @@ def test_labels_that_are_no_class_count_for_none_and_soft_ones_for_the_likeliest
     soft = DrawChoice(model, augmenter)
     soft(images, 0.8 * hot + 0.2 / classes)
     assert {label for _, label in soft.tally.offered} == set(labels.tolist())
+
+
+def test_a_choice_of_steered_draws_goes_on_after_a_resume(model, batch):
+    def made():
+        source = SteeredDraws(model, share=1, warmup=1, period=2)
+        return DrawChoice(model, {"steered": source, "original": None}, seed=3)
+
+    one, two = made(), made()
+    for _ in range(4):
+        one(*batch)
+    two.load_state_dict(copy.deepcopy(one.state_dict()))
+    for _ in range(3):
+        assert torch.equal(one(*batch), two(*batch))
+    with pytest.raises(ValueError, match=r"sources must be those whose state this is, .*\['steered'\], got \[\]"):
+        DrawChoice(model, {"original": None}).load_state_dict(one.state_dict())
+
+
+def test_steered_draws_are_exported_at_the_share_and_strength_that_they_have_reached(model, batch):
+    steered = SteeredDraws(model, share=(0.25, 0.75), strength=(0.5, 1.5))
+    choice = DrawChoice(model, steered)
+    choice(*batch)
+    steered.confidence = 0.5
+    transform = choice.transform()
+    assert (transform.p, transform.strength) == (0.375, 0.75) == steered.share_and_strength

@@ -1,6 +1,5 @@
 """Paired comparisons: pairing, resuming, several processes, statistics, and what is refused."""
 
-import copy
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from torch.utils.data import (
     BatchSampler,
     ChainDataset,
     DataLoader,
+    IterableDataset,
     RandomSampler,
     SequentialSampler,
     Subset,
@@ -27,9 +27,8 @@ from torch.utils.data import (
 )
 from torchvision.transforms import v2
 
-from learned_aug import LearnedAugment
 from learned_aug.digits import all_conv, digits
-from learned_aug.training.arms import CONTROL, describe, each
+from learned_aug.training.arms import CONTROL, each
 from learned_aug.training.compare import compare
 from learned_aug.training.comparison import Comparison, Training, _t975, difference
 from learned_aug.training.retrain import RetrainConfig
@@ -153,8 +152,13 @@ def test_the_control_never_trains_on_more_than_train_and_val(data):
     module._check_whole(digits, "train")
 
 
-@pytest.mark.parametrize("name", ["settings", "Cutout-*"])
-@pytest.mark.parametrize("text", ["", "[]", "{"])
+PARTLY = '{"what": "Cutout", "training": {"arm": "Cutout", "seed": 0}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [*((name, text) for name in ("settings", "Cutout-*") for text in ("", "[]", "{")), ("Cutout-*", PARTLY)],
+)
 def test_a_damaged_file_of_the_folder_is_named(data, tmp_path, name, text):
     run(data, ["Cutout"], checkpoint_dir=tmp_path)
     (path,) = tmp_path.glob(f"{name}.json")
@@ -213,13 +217,6 @@ def test_a_killed_comparison_of_12_trainings_goes_on_to_the_same_table(tmp_path)
     resumed = compare(fresh, train, test, arms, checkpoint_dir=tmp_path, **options)
     assert resumed.errors == whole.errors
     assert resumed.losses == whole.losses
-
-
-def test_processes_share_the_trainings_and_give_the_same(data):
-    one, two = (run(data, ["baseline", "Cutout"], jobs=jobs) for jobs in (1, 2))
-    assert two.errors == one.errors
-    with pytest.raises(ValueError, match="must be picklable"):
-        run(data, {"lambda": lambda model: None, "none": None}, jobs=2)
 
 
 def test_a_folder_of_other_settings_is_refused_with_what_differs(data, tmp_path, augmenter):
@@ -284,26 +281,6 @@ def test_one_corrected_label_makes_other_data(data, tmp_path):
     compare(fresh, TensorDataset(images, labels), test, ["baseline"], config=SHORT, checkpoint_dir=tmp_path, seeds=(0,))
     with pytest.raises(ValueError, match=r"train was .* samples .*, is .* samples"):
         compare(fresh, TensorDataset(images, relabeled), test, ["baseline"], config=SHORT, checkpoint_dir=tmp_path)
-
-
-def test_augmenters_of_other_strengths_are_other_arms(augmenter):
-    milder = copy.deepcopy(augmenter).set_strengths_(warp=0.01)
-    arms = [augmenter, milder, LearnedAugment(augmenter), LearnedAugment(milder), LearnedAugment(augmenter, p=0.5)]
-    assert len({describe(arm) for arm in arms}) == 5
-    assert describe(copy.deepcopy(augmenter)) == describe(augmenter)
-
-
-CODE = "from tests.training.test_compare import *; print(describe(lambda x: {'a', 'b', 'c'} | {x} in {'d', 'e'}))"
-
-
-def test_the_text_of_a_setting_is_that_of_another_process():
-    texts = {
-        subprocess.run(
-            [sys.executable, "-c", CODE], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(texts) == 1
 
 
 def test_the_networks_of_the_first_seed_are_kept(data, tmp_path):
@@ -430,13 +407,15 @@ def test_optimizer_and_schedule_are_the_users(data):
     [
         ({}, {}, "arms must hold at least one"),
         (["baseline"], {"seeds": ()}, "seeds must hold at least one"),
-        (["baseline"], {"jobs": 0}, "jobs must be at least 1"),
+        (["baseline"], {"jobs": 0}, "jobs must be an integer >= 1, got 0"),
         ([None], {}, "a list of arms must hold names, got NoneType; give a mapping"),
         ({"class": v2.AugMix}, {}, "got the class AugMix, make one"),
         ({"batches": lambda images: images * 0.5}, {}, "an arm's function gets the fresh classifier.*lambda model:"),
         (["baseline"], {"seeds": 3}, r"got 3; give range\(3\)"),
         (["magic"], {}, r"arms must be of baseline, .*, got 'magic'"),
         ({"bad": lambda model: lambda images: images[:, :, :9]}, {}, "of the shape that it gets"),
+        ({"bytes": lambda model: lambda images: images.byte()}, {}, "must return floating images.*torch.uint8"),
+        ({"nan": lambda model: lambda images: images * math.nan}, {}, "must return finite images"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(data, arms, options, message):
@@ -449,6 +428,106 @@ def test_a_factory_that_gives_one_classifier_twice_is_refused(data):
     for make in (lambda: model, lambda: torch.nn.Sequential(model)):
         with pytest.raises(ValueError, match="must build a fresh classifier at each call"):
             compare(make, data["train"], data["test"], ["baseline"], progress=False)
+
+
+@pytest.mark.parametrize("make", [None, fresh(), lambda: None, lambda: fresh])
+def test_what_builds_no_classifier_is_refused(data, make):
+    with pytest.raises(TypeError, match=r"make_model must .* got"):
+        compare(make, data["train"], data["test"], ["baseline"], progress=False)
+
+
+def without_linear():
+    return torch.nn.Sequential(torch.nn.Conv2d(1, 10, 28), torch.nn.Flatten())
+
+
+@pytest.mark.parametrize("arm", ["steered-influence", "chosen-influence", "fitted"])
+def test_what_no_arm_can_work_with_is_refused_before_the_first_training(data, monkeypatch, arm):
+    monkeypatch.setattr(module, "retrain", None)
+    test = Subset(data["test"], range(100))
+    with pytest.raises(ValueError, match=r"nn\.Linear"):
+        compare(without_linear, data["train"], test, ["baseline", arm], val=data["val"], progress=False)
+    beyond = TensorDataset(data["val"].tensors[0], data["val"].tensors[1] + 3)
+    for train, held_out in ((beyond, test), (data["train"], beyond)):
+        with pytest.raises(ValueError, match=r"labels must be in 0\.\.9"):
+            compare(fresh, train, held_out, ["baseline"], progress=False)
+    wide = TensorDataset(torch.rand(40, 3, 28, 28), torch.arange(40) % 10)
+    with pytest.raises(ValueError, match=r"does not take .*\(16, 3, 28, 28\)"):
+        compare(fresh, data["train"], wide, ["baseline"], progress=False)
+
+
+def lazy():
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(10))
+
+
+def test_lazy_layers_draw_the_same_weights_in_all_arms(data, tmp_path):
+    starts = []
+
+    def optimizer(parameters):
+        parameters = list(parameters)
+        starts.append(parameters[0].detach().clone())
+        return torch.optim.SGD(parameters, 0.1)
+
+    test = Subset(data["test"], range(100))
+    config = replace(SHORT, make_optimizer=optimizer)
+    compare(lazy, data["train"], test, ["baseline", "steered"], config=config, seeds=(0,), progress=False)
+    assert starts[0].shape == (10, 784)
+    assert torch.equal(*starts)
+
+
+class Counts:
+    """An augmentation with a state of its own."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, images):
+        self.calls += 1
+        return images
+
+
+def test_an_arm_with_a_state_is_resumed(data, tmp_path):
+    def call(seeds):
+        return run(data, {"counts": partial(one, augment=Counts())}, seeds=seeds, checkpoint_dir=tmp_path)
+
+    first = call((0,))
+    assert call((0, 1)).losses["counts"][0] == first.losses["counts"][0]
+
+
+def one(model, augment):
+    return augment
+
+
+def test_names_of_arms_are_strings_and_the_folder_is_one(data, tmp_path):
+    with pytest.raises(TypeError, match="names of arms must be strings, got 1"):
+        run(data, {1: "baseline"})
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="must be a folder, got a file"):
+        run(data, ["baseline"], checkpoint_dir=tmp_path / "file")
+
+
+class Counted(IterableDataset):
+    """A stream of samples that knows how many it gives."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __iter__(self):
+        return iter(self.data)
+
+
+def test_a_loader_of_a_stream_with_a_length_is_compared_in_a_folder(data, tmp_path):
+    loader = DataLoader(Counted(data["train"]), 50)
+    result = run({"train": loader, "test": data["test"]}, ["baseline"], checkpoint_dir=tmp_path)
+    assert len(result.trainings) == 1
+
+
+def test_a_comparison_within_inference_mode_is_the_same(data):
+    expected = run(data, ["steered"])
+    with torch.inference_mode():
+        assert run(data, ["steered"]).losses == expected.losses
 
 
 def test_progress_names_the_training_and_shows_a_table_after_each_seed(data, capsys):

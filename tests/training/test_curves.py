@@ -1,5 +1,7 @@
 """Strength curves, on the packaged digits."""
 
+import copy
+
 import pytest
 import torch
 
@@ -80,7 +82,7 @@ def test_the_picture_has_a_panel_for_each_family():
     assert "color of 0.3 and more" in figure._suptitle.get_text()
 
 
-@pytest.mark.parametrize("levels", [(), (0.0,), (-1.0, 1.0), (float("nan"),)])
+@pytest.mark.parametrize("levels", [(), (0.0,), (-1.0, 1.0), (float("nan"),), (float("inf"),), ("1",), "1"])
 def test_levels_that_are_not_positive_are_refused(classifier, data, levels):
     with pytest.raises(ValueError, match="levels must be positive"):
         strength_curves(classifier, data["train"], data["val"], levels=levels)
@@ -90,3 +92,27 @@ def test_weights_of_version_1_which_have_no_strengths_are_refused(classifier, da
     config = AugmenterConfig.from_dict({"version": 1, "channels": 1, "size": 28})
     with pytest.raises(ValueError, match="version 1"):
         strength_curves(classifier, data["train"], data["val"], Augmenter(config))
+
+
+@pytest.mark.parametrize("images", [0, -5, 1.5])
+def test_a_number_of_images_that_cannot_be_is_refused(classifier, data, images):
+    with pytest.raises(ValueError, match=f"images must be an integer >= 1, got {images}"):
+        strength_curves(classifier, data["train"], data["val"], images=images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_classifier_of_another_dtype_has_about_the_same_curves(classifier, data, dtype):
+    def run(model):
+        return strength_curves(model, data["train"], data["val"], levels=(1.0,), images=200)
+
+    one, two = run(classifier), run(copy.deepcopy(classifier).to(dtype))
+    for family, (drop,) in one.drops.items():
+        assert two.drops[family][0].mean == pytest.approx(drop.mean, abs=max(drop.margin, 1e-3))
+
+
+def test_an_augmenter_for_another_normalization_is_refused(classifier, data):
+    augmenter = learned_aug.prior((data["train"].tensors[0][:64] - 0.5) / 0.1, mean=0.5, std=0.1)
+    normalized = torch.utils.data.TensorDataset((data["train"].tensors[0] - 9) / 0.1, data["train"].tensors[1])
+    val = torch.utils.data.TensorDataset((data["val"].tensors[0] - 9) / 0.1, data["val"].tensors[1])
+    with pytest.raises(ValueError, match=r"once .* is undone"):
+        strength_curves(classifier, normalized, val, augmenter)

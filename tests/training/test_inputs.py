@@ -1,16 +1,20 @@
 """What SteeredDraws is given: labels, models and dtypes, refused or taken at the first batch, before the warm-up."""
 
+import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, prune
-from torch.utils.data import TensorDataset
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-from learned_aug import AugmenterConfig, DrawChoice, RetrainConfig, SteeredDraws, prior, retrain
+from learned_aug import AugmenterConfig, DrawChoice, RetrainConfig, SteeredDraws, compare, fit, prior, retrain
 from learned_aug.training.augment import Chain
+from learned_aug.training.curves import strength_curves
 from learned_aug.training.reader import Reader
 
 CLASSES = 4
@@ -213,7 +217,7 @@ def test_models_of_any_dtype_are_followed(dtype, of_images, options):
     out = SteeredDraws(model, warmup=0, period=1, share=0.5, **options)(images, Y)
     assert out.dtype == images.dtype
     assert (out != images).flatten(1).any(1).sum() == 16
-    chosen = DrawChoice(model, prior(X), by=options.get("by", "loss"), train=TRAIN, val=VAL)(images, Y)
+    chosen = DrawChoice(model, prior(X), **options)(images, Y)
     assert chosen.dtype == images.dtype
 
 
@@ -324,9 +328,9 @@ def test_a_classifier_that_has_diverged_is_named_as_the_cause(make):
 @pytest.mark.parametrize("make", MAKES)
 def test_images_through_which_something_else_trains_are_refused(make):
     front = torch.ones(1, requires_grad=True)
-    with pytest.raises(ValueError, match=r"no result of a computation that trains.*images.detach\(\)"):
-        make(small())(X * front, Y)
-    assert make(small())(X.clone().requires_grad_(), Y).shape == X.shape
+    for images in (X * front, X.clone().requires_grad_()):
+        with pytest.raises(ValueError, match=r"must not ask for gradients.*images.detach\(\)"):
+            make(small())(images, Y)
 
 
 @pytest.mark.parametrize("labels", [{"a": Y}, (Y, Y), Y.tolist()])
@@ -387,3 +391,128 @@ def test_a_prior_reads_the_normalization_of_its_config_alone():
         prior(normalized, mean=0.5, std=0.2, config=config)
     with pytest.raises(ValueError, match=r"images must be in \[0, 1\] unless"):
         prior(normalized, config=AugmenterConfig(size=16))
+
+
+@pytest.mark.parametrize("part", [TRAIN, Subset(TRAIN, range(4)), ConcatDataset([VAL, Subset(TRAIN, range(4))])])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda part: fit(small(), TRAIN, part),
+        lambda part: compare(small, TRAIN, part, ["baseline"]),
+        lambda part: compare(small, TRAIN, VAL, ["baseline"], val=part),
+        lambda part: compare(small, VAL, TRAIN, ["baseline"], val=part),
+        lambda part: SteeredDraws(small(), by="influence", train=TRAIN, val=part),
+        lambda part: DrawChoice(small(), AUGMENTER, train=TRAIN, val=part),
+        lambda part: strength_curves(small(), TRAIN, part, AUGMENTER),
+    ],
+    ids=["fit", "test", "val and train", "val and test", "steered", "chosen", "curves"],
+)
+def test_data_that_share_samples_are_refused_by_all_who_read_two(call, part):
+    with pytest.raises(ValueError, match=r"must hold images that are not in \w+, got (the same object|\d+ images)"):
+        call(part)
+
+
+@pytest.mark.parametrize("data", [{"by": "loss", "val": VAL}, {"train": TRAIN}, {"by": "loss", "train": TRAIN}])
+def test_data_that_a_choice_by_the_loss_would_not_read_is_refused(data):
+    with pytest.raises(ValueError, match='train= and val= are for by="influence", got by="loss"'):
+        DrawChoice(small(), AUGMENTER, **data)
+
+
+COUNTS = [
+    *(
+        (SteeredDraws, {name: value})
+        for name in ("warmup", "period", "every")
+        for value in (0.5, math.nan, "1", True, -1)
+    ),
+    *((lambda m, **kw: DrawChoice(m, AUGMENTER, **kw), {name: 2.0}) for name in ("draws", "every")),
+]
+
+
+@pytest.mark.parametrize(("make", "options"), COUNTS)
+def test_counts_that_are_no_integers_are_refused(make, options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} must be an integer >= ., got"):
+        make(small(), **options)
+
+
+@pytest.mark.parametrize("options", [{"tilt": "3"}, {"gate": None}, {"share": "0.5"}, {"strength": [True, 2]}])
+def test_settings_that_are_no_numbers_are_refused(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} must be a finite"):
+        SteeredDraws(small(), **options)
+
+
+def test_numbers_of_numpy_are_settings():
+    settings = {"tilt": 2.0, "gate": 2.0, "share": (0.5, 0.75), "warmup": 0, "period": 1}
+    same = {name: np.array(value)[()] for name, value in settings.items() if name != "share"}
+    one, two = (
+        SteeredDraws(small(), augmenter=AUGMENTER, **options)(X, Y)
+        for options in (settings, {**same, "share": tuple(np.array(settings["share"], dtype=np.float32))})
+    )
+    assert torch.equal(one, two)
+
+
+class Checkpointed(nn.Module):
+    """A model whose first part is computed anew for its gradients."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.model, self.reentrant = small(), reentrant
+
+    def forward(self, images):
+        out = checkpoint(self.model[:2], images, use_reentrant=self.reentrant)
+        return self.model[2:](out)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("data", [{}, DATA], ids=["loss", "influence"])
+def test_checkpointing_is_followed_or_refused_with_the_remedy(data):
+    assert SteeredDraws(Checkpointed(reentrant=False), warmup=0, **data)(X, Y).shape == X.shape
+    with pytest.raises(ValueError, match="use use_reentrant=False"):
+        SteeredDraws(Checkpointed(reentrant=True), **data)(X, Y)
+
+
+@pytest.mark.parametrize("make", MAKES)
+@pytest.mark.parametrize("state", [{}, None, {"calls": 3}])
+def test_a_state_of_something_else_is_refused(make, state):
+    with pytest.raises(ValueError, match=r"state must be what .*\.state_dict\(\) gave, got .* without"):
+        make(small()).load_state_dict(state)
+
+
+def test_the_state_of_draws_by_the_loss_goes_on_by_influence():
+    model = small()
+    one = SteeredDraws(model, warmup=0, period=1)
+    one(X, Y)
+    two = SteeredDraws(model, warmup=0, period=1, **DATA)
+    two.load_state_dict(one.state_dict())
+    assert two(X, Y).shape == X.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_networks_of_another_dtype_keep_it_through_a_resume(dtype):
+    model = small()
+    one, two = (SteeredDraws(model, augmenter=prior(X).to(dtype), warmup=0, period=1) for _ in range(2))
+    one(X, Y)
+    two.load_state_dict(one.state_dict())
+    assert torch.equal(one(X, Y), two(X, Y))
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_another_default_device_changes_nothing(make):
+    one, two = make(small()), make(small())
+    torch.manual_seed(0)
+    expected = one(X, Y)
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        assert torch.equal(two(X, Y), expected)
+
+
+def test_missing_labels_of_a_loss_of_ones_own_pass():
+    def present(output, labels):
+        return torch.where(labels.isnan(), 0.0, (output - labels.nan_to_num()).square()).mean(1)
+
+    labels = F.one_hot(Y, CLASSES).float()
+    labels[::2, 1] = torch.nan
+    model = small()
+    for augment in (SteeredDraws(model, loss=present), DrawChoice(model, [AUGMENTER, None], loss=present)):
+        assert augment(X, labels).isfinite().all()

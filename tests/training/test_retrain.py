@@ -1,3 +1,6 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import TensorDataset
@@ -183,3 +186,32 @@ def test_draws_for_another_model_are_refused(model, data, augmenter):
     for draws in (DrawChoice(fresh(), augmenter, by="loss"), SteeredDraws(fresh())):
         with pytest.raises(ValueError, match="model in training, got one for another"):
             retrain(model, data["train"], RetrainConfig(steps=1), augment=draws)
+
+
+class Counting(torch.nn.Module):
+    """A model whose first parameter counts its passes."""
+
+    def __init__(self):
+        super().__init__()
+        self.passes = torch.nn.Parameter(torch.zeros(1, dtype=torch.long), requires_grad=False)
+        self.model = fresh()
+
+    def forward(self, images):
+        return self.model(images)
+
+
+def test_images_come_in_the_dtype_of_the_first_floating_parameter(data):
+    model, plain = Counting(), fresh()
+    for trained in (model, plain):
+        retrain(trained, data["train"], RetrainConfig(steps=3))
+    assert evaluate(model, data["val"]) == evaluate(plain, data["val"])
+
+
+def test_settings_of_numpy_and_no_others_are_integers():
+    assert RetrainConfig(steps=np.int64(3)).steps == 3
+    for steps in (2.0, "3", None, True):
+        with pytest.raises(ValueError, match=r"RetrainConfig\.steps must be an integer >= 1, got"):
+            RetrainConfig(steps=steps)
+    for lr in ("0.1", None, math.nan):
+        with pytest.raises(ValueError, match=r"RetrainConfig\.lr must be a finite number >= 0, got"):
+            RetrainConfig(lr=lr)

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from learned_aug import AugmenterConfig, SteeredDraws, prior
+from learned_aug.influence.layer import first_tensor
 from learned_aug.runtime.rng import generator
 from learned_aug.training import UNSTEERED, steer
-from learned_aug.training.reader import Reader, first_tensor
+from learned_aug.training.reader import Reader
 
 
 def test_the_share_of_a_batch_is_augmented(model, batch):
@@ -314,10 +315,10 @@ def test_the_first_tensor_of_an_output_is_its_logits():
         first_tensor("nothing")
 
 
-def test_influence_is_not_read_before_it_is_solved(model, batch, few):
-    reader = Reader(model, by="influence", train=few[0], val=few[1])
-    with pytest.raises(RuntimeError, match="renew"):
-        reader.score(*batch)
+def test_influence_is_solved_before_it_is_read(model, batch, few):
+    one, two = (Reader(model, by="influence", train=few[0], val=few[1]) for _ in range(2))
+    two.renew()
+    assert torch.equal(one.score(*batch)[0], two.score(*batch)[0])
 
 
 def test_data_for_the_influence_is_refused_where_the_loss_steers(model, few):

@@ -149,12 +149,25 @@ def test_tensors_that_do_not_fit_are_refused(folder, change, message):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"version": 99}, "got 99"), ({"hue": 1}, "unknown keys"), ({"size": "big"}, "size"), ({"std": 3}, "type")],
+    [
+        ({"version": 99}, "got 99"),
+        ({"hue": 1}, "unknown keys"),
+        ({"size": "big"}, "size"),
+        ({"std": "3"}, "std must be 1 or"),
+    ],
 )
 def test_config_of_another_release_or_of_wrong_values_is_refused(folder, change, message):
     path = folder / CONFIG_NAME
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(WeightsError, match=message):
+        Augmenter.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("change", [{"mean": [10**400]}, {"width": 10**30}, {"warp": 10**400}, {"tau_dropout": None}])
+def test_values_that_no_network_has_are_refused_as_damage(folder, change):
+    path = folder / CONFIG_NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(WeightsError):
         Augmenter.from_pretrained(folder)
 
 
