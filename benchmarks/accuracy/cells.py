@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import io
+import os
+import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,11 +18,16 @@ from PIL import Image
 from resnets import residual_network
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
-from torchvision.datasets import MNIST, ImageFolder
+from torchvision.datasets import MNIST
+from torchvision.transforms import v2
 
 from learned_aug import RetrainConfig
+from learned_aug.cli.folder import list_folders
+from learned_aug.cli.images import read_image
 from learned_aug.digits import all_conv
+from learned_aug.weights.files import write_atomic
 
+MODELS = "resnet8", "all-conv", "wrn-16-2"
 HELD_OUT = 5000  # hyper-validation images at most, of those that are not trained on
 
 
@@ -28,7 +39,7 @@ class Cell:
     """A folder of class folders below the root, train/, val/ (or none) and test/; or "mnist", torchvision's layout; or
     "color", digits x red or blue ink on random gray, made of MNIST."""
     per_class: int
-    """Labeled training images of each class, another choice for each seed."""
+    """Labeled training images of each class, at most; another choice for each seed."""
     steps: int = 1000
     batch_size: int = 64
     lr: float = 0.1
@@ -38,6 +49,26 @@ class Cell:
     """"resnet8" or "all-conv", both of width 16, or "wrn-16-2", a Wide-ResNet."""
     side: int = 32
     gray: bool = False
+
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise ValueError(f"model must be one of {', '.join(MODELS)}, got {self.model!r}")
+        for name, least in (("per_class", 1), ("steps", 1), ("batch_size", 2), ("side", 8)):
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr must be a number above 0, got {self.lr}")
+
+    @property
+    def pad(self) -> int:
+        """Pixels by which crops move."""
+        return max(1, self.side // 8 if self.side > 28 else 2)
+
+    @property
+    def baseline(self) -> v2.Transform:
+        """What all arms do to single images."""
+        crop = v2.RandomCrop(self.side, padding=self.pad)
+        return v2.Compose([crop, v2.RandomHorizontalFlip()]) if self.flip else crop
 
     @property
     def schedule(self) -> RetrainConfig:
@@ -153,7 +184,7 @@ def fold(root: Path, cell: Cell, seed: int) -> Fold:
     val = images[rest], labels[rest]
     if "val" in parts:
         val = torch.cat([val[0], parts["val"][0]]), torch.cat([val[1], parts["val"][1]])
-    train = Pixels(images[chosen], labels[chosen], pad=max(1, cell.side // 8 if cell.side > 28 else 2), flip=cell.flip)
+    train = Pixels(images[chosen], labels[chosen], pad=cell.pad, flip=cell.flip)
     return Fold(train, Pixels(*val), Pixels(*parts["test"]), classes)
 
 
@@ -178,29 +209,47 @@ def load(root: Path, cell: Cell) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def folder(path: Path, side: int, *, gray: bool) -> dict[str, tuple[Tensor, Tensor]]:
-    """Read class folders in train/, val/ and test/, each image stretched to a square."""
+    """Read class folders in train/, val/ (or none) and test/, each image stretched to a square.
+
+    Raises:
+        ValueError: if there are no such folders, their classes differ, or a file is no image.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # which say of the layout what may not be meant
+        _, samples = list_folders(path, needs_val=False)
+    if "test" not in samples:
+        raise ValueError(f"{path} has no test/, on which arms are compared; add it")
     cache = path / f".panel-{side}{'-gray' if gray else ''}.npz"
-    if cache.exists():
+    state = hashlib.sha256()
+    for part, pairs in samples.items():
+        for file, label in pairs:
+            found = os.stat(file)
+            state.update(f"{part} {os.path.relpath(file, path)} {label} {found.st_size} {found.st_mtime_ns}\n".encode())
+    arrays = _cached(cache, state.hexdigest())
+    if arrays is None:
+        arrays = {"state": np.array(state.hexdigest())}
+        for part, pairs in samples.items():
+            arrays[f"{part}_images"] = np.stack([_square(file, side, gray=gray) for file, _ in pairs])
+            arrays[f"{part}_labels"] = np.array([label for _, label in pairs])
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        with contextlib.suppress(OSError):  # of a folder that cannot be written
+            write_atomic(cache, buffer.getvalue())
+    return {p: (torch.from_numpy(arrays[f"{p}_images"]), torch.from_numpy(arrays[f"{p}_labels"])) for p in samples}
+
+
+def _cached(cache: Path, state: str) -> dict[str, np.ndarray] | None:
+    """The arrays of the copy beside the data, where it is of the files as they are."""
+    try:
         with np.load(cache) as arrays:
-            names = {name.split("_")[0] for name in arrays.files}
-            pairs = {p: (arrays[f"{p}_images"], arrays[f"{p}_labels"]) for p in names}
-        return {p: (torch.from_numpy(x), torch.from_numpy(y)) for p, (x, y) in pairs.items()}
-    parts, arrays = {}, {}
-    for part in ("train", "val", "test"):
-        if not (path / part).is_dir():
-            continue
-        data = ImageFolder(path / part)
-        pixels = []
-        for file, _ in data.samples:
-            with Image.open(file) as image:
-                square = image.convert("L" if gray else "RGB").resize((side, side), Image.Resampling.BILINEAR)
-            pixels.append(np.atleast_3d(np.asarray(square)).transpose(2, 0, 1))
-        arrays[f"{part}_images"], arrays[f"{part}_labels"] = np.stack(pixels), np.array(data.targets)
-        parts[part] = torch.from_numpy(arrays[f"{part}_images"]), torch.from_numpy(arrays[f"{part}_labels"])
-    if not {"train", "test"} <= parts.keys():
-        raise SystemExit(f"{path} must hold train/ and test/ with one folder for each class, found {sorted(parts)}")
-    np.savez(cache, **arrays)
-    return parts
+            return dict(arrays) if str(arrays["state"]) == state else None
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):  # none, of an earlier form, or cut off
+        return None
+
+
+def _square(file: str, side: int, *, gray: bool) -> np.ndarray:
+    square = read_image(file, gray=gray).resize((side, side), Image.Resampling.BILINEAR)
+    return np.atleast_3d(np.asarray(square)).transpose(2, 0, 1)
 
 
 def colored(digits: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:

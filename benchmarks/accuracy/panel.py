@@ -5,20 +5,23 @@
     python benchmarks/accuracy/panel.py --report
 
 ROOT holds MNIST/raw as torchvision writes it, and the folders cifar10, sign-digits, omniglot and bccd-cells, each with
-train/, val/ (or none) and test/ of class folders; --set adds a folder of the same form. In a seed all arms share the
-labeled images, the classifier's first weights, the order of the images and the schedule. All crop by an eighth of the
-side, and flip where that keeps the label. Arms that read validation labels get a fifth of the labeled images for that,
-and train on the rest. Every training is one line of the results file, and is not run again.
+train/, val/ (or none) and test/ of class folders; --set names a folder of the same form, to run in place of the cells.
+In a seed all arms share the labeled images, the classifier's first weights, the order of the images and the schedule.
+All crop by an eighth of the side, and flip where that keeps the label. Arms that read validation labels get a fifth of
+the labeled images for that, and train on the rest: the others, which train on all of these, are their control. Every
+training is one line of the results file, and is not run again; the same command goes on after a stop.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import multiprocessing
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -50,7 +53,7 @@ MAIN = ["baseline", "TrivialAugmentWide", "prior", "steered"]
 Job = tuple[str, Cell, str, int, Path]
 
 
-def prepared(arm: str, model: nn.Module, data: Fold, kind: str, seed: int) -> tuple[Pixels, Any]:
+def prepared(arm: str, model: nn.Module, data: Fold, cell: Cell, seed: int) -> tuple[Pixels, Any]:
     """Return what an arm trains on, and its augmentation."""
     if arm in CONTROLS:
         return data.train, SteeredDraws(model, seed=seed, **CONTROLS[arm])
@@ -61,7 +64,15 @@ def prepared(arm: str, model: nn.Module, data: Fold, kind: str, seed: int) -> tu
         plain = labeled.plain()
     if arm == CHOSEN:
         return labeled, DrawChoice(model, v2.TrivialAugmentWide(), train=plain, val=val, seed=seed)
-    setting = Setting(model=model, make_model=lambda: data.model(kind), train=plain, val=val, seed=seed)
+    setting = Setting(
+        model=model,
+        make_model=lambda: data.model(cell.model),
+        train=plain,
+        val=val,
+        config=cell.schedule,
+        baseline=cell.baseline,
+        seed=seed,
+    )
     return labeled, build(arm, setting)
 
 
@@ -74,11 +85,12 @@ def train(job: Job) -> dict[str, Any]:
     model = data.model(cell.model)
     config = cell.schedule
     start = time.process_time()
-    labeled, augment = prepared(arm, model, data, cell.model, seed)
+    labeled, augment = prepared(arm, model, data, cell, seed)
     retrain(model, batches(labeled, cell.batch_size, shuffle=True), config, augment=augment, seed=seed)
     seconds = time.process_time() - start
-    val, test = (batches(part, 500, shuffle=False) for part in (data.val, data.test))
-    (val_error, _), (test_error, test_loss) = evaluate(model, val), evaluate(model, test)
+    val, test = (batches(part, 500, shuffle=False) if len(part) else None for part in (data.val, data.test))
+    val_error = None if val is None else evaluate(model, val)[0]
+    test_error, test_loss = evaluate(model, test)
     return {
         "cell": name,
         "arm": arm,
@@ -94,7 +106,16 @@ def train(job: Job) -> dict[str, Any]:
 def numbers(text: str) -> range:
     """The seeds that a command line names, such as 50-59."""
     first, _, last = text.partition("-")
+    if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first)):
+        raise argparse.ArgumentTypeError(f"must be a seed or a range of them such as 50-59, got {text!r}")
     return range(int(first), int(last or first) + 1)
+
+
+def count(text: str) -> int:
+    """A number of processes."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text!r}")
+    return int(text)
 
 
 def source() -> dict[str, Any]:
@@ -110,8 +131,21 @@ def source() -> dict[str, Any]:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a results file; a line cut off by a kill is left out."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Write a row, on a line of its own also after one that was cut off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+        cut = file.read(1) not in (b"", b"\n")
+        file.write((b"\n" if cut else b"") + json.dumps(row).encode() + b"\n")
 
 
 def identity(row: dict[str, Any]) -> str:
@@ -119,23 +153,34 @@ def identity(row: dict[str, Any]) -> str:
     return json.dumps([row[key] for key in ("cell", "arm", "seed", "settings")], sort_keys=True)
 
 
-def table(rows: list[dict[str, Any]], key: str = "test_error") -> str:
-    """Mean errors, and differences to the prior, paired by seed, with 95 % t-intervals."""
+def table(rows: list[dict[str, Any]]) -> str:
+    """Mean test errors, and differences to the baseline and to the prior, paired by seed, with 95 % t-intervals."""
     errors: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        errors[row["cell"]][row["arm"]][row["seed"]] = 100 * row[key]
-    lines = [f"{'cell':14}{'arm':20} n  error %         minus prior, points (95 %)   seeds better"]
+        errors[row["cell"]][row["arm"]][row["seed"]] = 100 * row["test_error"]
+    others = ("baseline", "prior")
+    lines = [["cell", "arm", "seeds", "error %", *(f"minus {other}, points (95 %), p" for other in others), "rank"]]
     for cell, arms in errors.items():
-        for arm in arms:
-            values, prior = arms[arm], arms.get("prior", {})
-            mean, spread = stats.tmean(list(values.values())), stats.tstd(list(values.values()))
-            line = f"{cell:14}{arm:20}{len(values):2}  {mean:5.2f} +- {spread:5.2f}"
-            pairs = [values[s] - prior[s] for s in values.keys() & prior.keys()]
-            if arm != "prior" and len(pairs) > 1:
-                mean, low, high, *_ = difference(pairs)
-                line += f"  {mean:+6.2f} [{low:+6.2f}, {high:+6.2f}]   {sum(d < 0 for d in pairs)} of {len(pairs)}"
-            lines.append(line)
-    return "\n".join(lines)
+        shared = set.intersection(*map(set, arms.values()))
+        means = [statistics.mean(values[seed] for seed in shared) for values in arms.values()] if shared else []
+        ranks = [f"{rank:g}" for rank in stats.rankdata(means)] if len(means) > 1 else [""] * len(arms)
+        for (arm, values), rank in zip(arms.items(), ranks or [""] * len(arms), strict=True):
+            spread = f" +- {statistics.stdev(values.values()):.2f}" if len(values) > 1 else ""
+            line = [cell, arm, str(len(values)), f"{statistics.mean(values.values()):.2f}{spread}"]
+            line += ["" if arm == other else paired(values, arms.get(other, {})) for other in others]
+            lines.append([*line, rank])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    shown = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([*shown, "", "Ranks are of the mean error in the seeds that all arms of a cell have."])
+
+
+def paired(one: dict[int, float], other: dict[int, float]) -> str:
+    """Mean difference in the seeds that both have, with its interval and exact p where there are two or more."""
+    pairs = [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+    if len(pairs) < 2:
+        return f"{pairs[0]:+.2f}" if pairs else ""
+    found = difference(pairs)
+    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}], {found.p:.2g}"
 
 
 def main() -> None:
@@ -143,7 +188,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="root folder of the data sets")
     parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=[*CELLS, *BESIDE], help="(the nine)")
     parser.add_argument("--arms", nargs="+", default=MAIN, help=f"({' '.join(MAIN)})")
-    parser.add_argument("--seeds", default="50-59", help="such as 50-59 (%(default)s)")
+    parser.add_argument("--seeds", type=numbers, default="50-59", help="such as 50-59 (%(default)s)")
     parser.add_argument("--set", metavar="DIR", help="a folder below ROOT to run in place of the cells")
     for field in dataclasses.fields(Cell)[1:]:
         given = None if field.default is dataclasses.MISSING else field.default
@@ -152,44 +197,66 @@ def main() -> None:
             parser.add_argument(option, action="store_true", help="of --set")
         else:
             parser.add_argument(option, type=type(given or 10), default=given or 10, help="of --set (%(default)s)")
-    parser.add_argument("--jobs", type=int, default=1, help="processes that share the trainings (%(default)s)")
+    parser.add_argument("--jobs", type=count, default=1, help="processes that share the trainings (%(default)s)")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "panel.jsonl")
     parser.add_argument("--report", action="store_true", help="only print the table")
     args = parser.parse_args()
+    if not args.report and args.data is None:
+        parser.error("--data is needed to train; --report prints the table alone")
     try:
         for arm in set(args.arms) - CONTROLS.keys() - {CHOSEN}:
             describe(arm)
     except ValueError as error:
         parser.error(f"{error}; controls are {', '.join(CONTROLS)}")
     cells = {name: (CELLS | BESIDE)[name] for name in args.cells}
-    if args.set:
-        values = {field.name: getattr(args, field.name) for field in dataclasses.fields(Cell)[1:]}
-        cells = {f"{args.set}-{args.per_class}": Cell(args.set, **values)}
-    seeds = numbers(args.seeds)
+    try:
+        if args.set:
+            values = {field.name: getattr(args, field.name) for field in dataclasses.fields(Cell)[1:]}
+            cells = {f"{Path(args.set).name}-{args.per_class}": Cell(args.set, **values)}
+        for cell in cells.values() if not args.report else ():
+            check(
+                fold(args.data, cell, args.seeds[0])
+            )  # before the trainings, whose processes read a copy of the images
+    except (ValueError, OSError) as error:
+        parser.error(" ".join(str(error).split()))
+    arms = list(dict.fromkeys(args.arms))
+    wanted = {
+        identity({"cell": name, "arm": arm, "seed": seed, "settings": dataclasses.asdict(cell)}): (
+            (name, cell, arm, seed, args.data)
+        )
+        for seed in args.seeds
+        for name, cell in cells.items()
+        for arm in arms
+    }
     if not args.report:
-        if args.data is None:
-            parser.error("--data is needed to train")
         done = {identity(row) for row in read(args.results)}
-        jobs = [(n, c, a, s, args.data) for s in seeds for n, c in cells.items() for a in args.arms]
-        jobs = [
-            job
-            for job in jobs
-            if identity({"cell": job[0], "arm": job[2], "seed": job[3], "settings": dataclasses.asdict(job[1])})
-            not in done
-        ]
-        made = source()  # before the trainings, in which the checkout may change
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(args.jobs) as pool, args.results.open("a") as file:
-            for k, row in enumerate(pool.imap_unordered(train, jobs), 1):
-                file.write(json.dumps({**row, **made}) + "\n")
-                file.flush()
-                print(
-                    f"{k}/{len(jobs)} {row['cell']} {row['arm']} {row['seed']}: test {100 * row['test_error']:.2f} %, "
-                    f"{row['seconds']:.0f} s",
-                    file=sys.stderr,
-                )
-    rows = [r for r in read(args.results) if r["seed"] in seeds and r["cell"] in cells and r["arm"] in args.arms]
-    print(table(rows) if rows else "no results yet: give --data")
+        try:
+            run([job for key, job in wanted.items() if key not in done], args.results, args.jobs)
+        except KeyboardInterrupt:
+            raise SystemExit("interrupted; the same command goes on") from None
+    rows = {key: row for row in read(args.results) if (key := identity(row)) in wanted}
+    print(table(list(rows.values())) if rows else f"no results of these cells, arms and seeds in {args.results}")
+
+
+def check(data: Fold) -> None:
+    """Refuse what no arm can be trained on.
+
+    Raises:
+        ValueError: if it is so.
+    """
+    if len(data.train) < 2:
+        raise ValueError(f"there must be two labeled images or more, got {len(data.train)}")
+
+
+def run(jobs: list[Job], results: Path, processes: int) -> None:
+    """Do trainings, and append a row for each."""
+    made = source()  # before the trainings, in which the checkout may change
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for k, row in enumerate(pool.imap_unordered(train, jobs), 1):
+            append(results, {**row, **made})
+            error, seconds = 100 * row["test_error"], row["seconds"]
+            text = f"{k}/{len(jobs)} {row['cell']} {row['arm']} {row['seed']}: test {error:.2f} %, {seconds:.0f} s"
+            print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """Draw the panel: for each data set, the mean paired difference of each arm to the baseline, with its 95 % interval.
 
-python benchmarks/accuracy/panel_picture.py examples/panel.png
+    python benchmarks/accuracy/panel_picture.py examples/panel.png
+    python benchmarks/accuracy/panel_picture.py mine.png --results mine.jsonl
+
+The second one is of the rows that panel.py has written for a data set of one's own, given as --set.
 """
 
 from __future__ import annotations
@@ -26,7 +29,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "panel.jsonl")
     args = parser.parse_args()
     errors = panel_errors(unseen(read(args.results)))
-    cells = [cell for cell in PANEL_CELLS if all(arm in errors[cell] for arm in ("baseline", *ARMS))]
+    names = {**PANEL_CELLS, **{cell: cell for cell in errors if cell not in PANEL_CELLS}}  # those of --set too
+    cells = [cell for cell in names if all(arm in errors[cell] for arm in ("baseline", *ARMS))]
+    if not cells:
+        parser.error(f"{args.results} must hold the arms baseline, {', '.join(ARMS)} of a data set")
     figure, axes = plt.subplots(figsize=(7, 0.6 + 0.5 * len(cells)), layout="constrained")
     axes.axvline(0, color="black", linewidth=0.8)
     for k, (arm, color) in enumerate(ARMS.items()):
@@ -36,7 +42,7 @@ def main() -> None:
             label = arm if row == 0 else None
             at = row + 0.22 * (k - 1)
             axes.errorbar(mean, at, xerr=[[mean - low], [high - mean]], fmt="o", ms=4, color=color, label=label)
-    axes.set_yticks(range(len(cells)), [PANEL_CELLS[cell] for cell in cells])
+    axes.set_yticks(range(len(cells)), [names[cell] for cell in cells])
     axes.invert_yaxis()
     axes.set_xlabel("test error minus the baseline's, points (95 %)")
     axes.legend(loc="lower left")

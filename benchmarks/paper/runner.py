@@ -8,6 +8,7 @@ scripts share in `main`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -35,6 +36,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from learned_aug import Augmenter, AugmenterConfig, FitConfig, LinearConfig, RetrainConfig, SteeredDraws, fit, retrain
+from learned_aug.cli.settings import seed_number
 from learned_aug.influence.head import borrowed
 from learned_aug.runtime.distributed import all_mean, all_sum_, average_gradients_, rank, world_size
 from learned_aug.training import UNSTEERED
@@ -302,8 +304,21 @@ def digest(values: object) -> str:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a results file; one cut off by a kill is left out."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
+def append(path: Path, result: Mapping[str, Any]) -> None:
+    """Write a line of its own, also after one that was cut off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+        cut = file.read(1) not in (b"", b"\n")
+        file.write((b"\n" if cut else b"") + json.dumps(result).encode() + b"\n")
 
 
 def schedule_text(row: Row, scale: float) -> str:
@@ -376,8 +391,8 @@ def main(
     parser.add_argument("--data", type=Path, help="root folder of the data sets; without it the table is printed")
     parser.add_argument("--rows", nargs="+", default=[""], metavar="TEXT", help="parts of names of rows (all)")
     parser.add_argument("--arms", nargs="+", default=list(arms), choices=list(arms), help="(all)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="(%(default)s)")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the schedule (%(default)s)")
+    parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0], help="(%(default)s)")
+    parser.add_argument("--scale", type=share, default=1.0, help="share of the schedule (%(default)s)")
     parser.add_argument("--amp", action=argparse.BooleanOptionalAction, default=True, help="bfloat16")
     parser.add_argument("--compile", action="store_true", help="compile the classifier")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images (%(default)s)")
@@ -391,26 +406,40 @@ def main(
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
     chosen = [row for row in rows if any(text in row.name for text in args.rows)]
+    if not chosen:
+        parser.error(f"--rows must be parts of the names {', '.join(row.name for row in rows)}, got {args.rows}")
     done = {key(r) for r in read(args.results)}
-    for seed in args.seeds if args.data is not None else ():
+    for seed in dict.fromkeys(args.seeds) if args.data is not None else ():
         for row in chosen:
             bench = None
-            for name in args.arms:
+            for name in dict.fromkeys(args.arms):
                 wanted = {"row": row.name, "seed": seed, "scale": args.scale}
                 if key({**wanted, "settings": settings(row, arms[name], args)}) in done:
                     continue
-                bench = bench or Bench(row, seed, args)
+                try:
+                    bench = bench or Bench(row, seed, args)
+                except (OSError, RuntimeError) as error:  # as where its data are not below ROOT
+                    print(f"{row.name}: not run ({error})", file=sys.stderr)
+                    break
                 line = {**bench.measure(arms[name]), "arm": name, **provenance()}
                 if rank() == 0:
-                    args.results.parent.mkdir(parents=True, exist_ok=True)
-                    with args.results.open("a") as file:
-                        file.write(json.dumps(line) + "\n")
+                    append(args.results, line)
                     error, seconds = 100 * line["test_error"], line["seconds"]
                     print(f"{row.name}, {name}, seed {seed}: {error:.2f} %, {seconds:.0f} s", file=sys.stderr)
     if rank() == 0:
-        print(table(chosen, arms, published, read(args.results)))
+        alike = {row.name: {name: settings(row, arm, args) for name, arm in arms.items()} for row in rows}
+        found = {key(r): r for r in read(args.results) if r["settings"] == alike.get(r["row"], {}).get(r["arm"])}
+        print(table(chosen, arms, published, list(found.values())))
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def share(text: str) -> float:
+    """A share of the schedule, above 0 and at most 1."""
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) <= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text!r}")
 
 
 def key(result: Mapping[str, Any]) -> str:

@@ -6,6 +6,8 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from scipy import stats
+
 from learned_aug.training import comparison
 from report_tables.accuracy import same_source
 from report_tables.common import (
@@ -219,7 +221,7 @@ def _() -> str:
             shown[cell] = ([statistics.mean(arms[arm][seed] for seed in seeds) for arm in RANKED], len(seeds))
     if not shown:
         return NOTHING
-    ranks = [[1 + sum(other < mean for other in means) for mean in means] for means, _ in shown.values()]
+    ranks = [stats.rankdata(means) for means, _ in shown.values()]  # of equal means their middle
     lines = []
     for k, (arm, name) in enumerate(RANKED.items()):
         cells = [

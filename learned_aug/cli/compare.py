@@ -1,8 +1,9 @@
 """Train fresh classifiers with several augmentations on folders of images, paired by seed, and say which one helps.
 
-DIR holds train/, val/ and test/, each with a folder of images for each class; --val 0.1 holds out a share of train/
-where there is no val/. The classifier is one of torchvision (resnet18), of timm (timm:resnet18), or cnn4, a small one
-for 28 or 32 px. All arms share the first weights of a seed, the order of the images and the --baseline augmentation.
+DIR holds train/ and test/, each with a folder of images for each class, and val/ for the arms that read one, for which
+--val 0.1 holds out a share of train/. The classifier is one of torchvision (resnet18), of timm (timm:resnet18), or
+cnn4, a small one for 28 or 32 px. All arms share the first weights of a seed, the order of the images and the
+--baseline augmentation.
 
   learned-aug compare --model resnet18 --data DIR --out my-comparison --seeds 3
   learned-aug compare --model cnn4 --size 28 --gray --baseline crop --data DIR --out my-comparison \\
@@ -42,7 +43,7 @@ from learned_aug.cli.report import Parts, keep_card, png
 from learned_aug.cli.settings import add_setting, seed_number
 from learned_aug.cli.work import Work, add_data_arguments, keep_folder, refuse_among_classes, refuse_foreign
 from learned_aug.runtime.events import Event, ProgressBars
-from learned_aug.training.arms import ARMS, Arm, describe
+from learned_aug.training.arms import ARMS, Arm, describe, reads_val
 from learned_aug.training.compare import compare
 from learned_aug.training.comparison import Comparison, difference
 from learned_aug.training.ledger import networks_of
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace) -> str:
     lock = keep_folder(args.out)
     try:
         refuse_foreign(args.out, "compare.txt", "comparison")
-        work = Work(args, config)
+        work = Work(args, config, needs_val=any(map(reads_val, args.arms)))
         if work.data.test is None:
             raise ValueError(
                 f"{args.data} has no test/, on which arms are compared; add it, with images that are neither in train/ "
@@ -123,7 +124,7 @@ def run(args: argparse.Namespace) -> str:
             _ready(work, work.data.train, "train", shuffle=True),
             _ready(work, work.data.test, "test"),
             arms,
-            val=_ready(work, work.data.val, "val"),
+            val=_ready(work, work.data.val, "val") if len(work.data.val) else None,
             config=config,
             baseline=work.data.baseline,
             mean=work.data.mean,

@@ -23,7 +23,7 @@ from learned_aug.cli.images import check_headers, image_files, is_hidden, note_s
 from learned_aug.runtime.data import hold_out
 from learned_aug.runtime.events import OnEvent
 
-__all__ = ["BASELINES", "ImageFolders", "LabeledFiles", "class_roots", "open_folders"]
+__all__ = ["BASELINES", "ImageFolders", "LabeledFiles", "class_roots", "list_folders", "open_folders"]
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BASELINES = ("crop", "crop-flip", "none")
@@ -75,7 +75,7 @@ class ImageFolders:
     train: LabeledFiles | Subset[Any]
     """Images of the fit."""
     val: LabeledFiles | Subset[Any]
-    """The hyper-validation set."""
+    """The hyper-validation set; empty where it is not needed and there is none."""
     test: LabeledFiles | None
     """None without such a folder."""
     classes: list[str]
@@ -98,6 +98,7 @@ def open_folders(
     std: Sequence[float] | None = None,
     baseline: str = "crop-flip",
     seed: int = 0,
+    needs_val: bool = True,
     say: Callable[[str], None] | None = None,
     on_event: OnEvent | None = None,
 ) -> ImageFolders:
@@ -114,6 +115,7 @@ def open_folders(
         std: 1 or C numbers, by default those of ImageNet, 1 for gray images.
         baseline: "crop" (zero padding by an eighth), "crop-flip" (mirrored every second time as well) or "none".
         seed: seed of what is held out.
+        needs_val: whether to refuse data without a hyper-validation set.
         say: tells a note on the images' size; without it sizes are not looked at.
         on_event: gets an event for each header.
 
@@ -124,8 +126,39 @@ def open_folders(
     steps = [v2.Resize(size), v2.CenterCrop(size), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     transform = v2.Compose([*steps, v2.Normalize(mean, std), v2.ToPureTensor()])
     augment = _baseline(baseline, size, mean, std)
-    where = _parts(root, val)
-    listed = {part: _listed(folder) for part, folder in where.items()}
+    classes, samples = list_folders(root, val=val, needs_val=needs_val)
+    sides = check_headers([path for part in samples.values() for path, _ in part], on_event)
+    if say is not None:
+        note_sizes(sides, size, say)
+    data = {part: LabeledFiles(pairs, classes, transform, gray=gray) for part, pairs in samples.items()}
+    train: LabeledFiles | Subset[Any] = data["train"]
+    held: LabeledFiles | Subset[Any]
+    if val is None:
+        held = data["val"] if "val" in data else Subset(train, [])
+    else:
+        train, held = hold_out(train, val, torch.Generator().manual_seed(seed))
+    return ImageFolders(
+        train=train, val=held, test=data.get("test"), classes=classes, mean=mean, std=std, baseline=augment
+    )
+
+
+def list_folders(
+    root: Path, *, val: float | None = None, needs_val: bool = True
+) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
+    """Find the images of train/, val/ and test/ under `root`, which are not opened.
+
+    Args:
+        root: as :func:`open_folders` takes it.
+        val: whether `root` may hold the folders of the classes, or train/ and no val/.
+        needs_val: whether to refuse data without a hyper-validation set.
+
+    Returns:
+        The names of the classes, in the order of the labels; and for each part pairs of path and label.
+
+    Raises:
+        ValueError: if there are no such folders, or they hold other classes.
+    """
+    listed = {part: _listed(folder) for part, folder in _parts(root, val, needs_val).items()}
     classes = sorted(listed["train"])
     for part, files in listed.items():
         if files.keys() != listed["train"].keys():
@@ -137,19 +170,7 @@ def open_folders(
         for part, files in listed.items()
     }
     _refuse_shared(samples)
-    sides = check_headers([path for part in samples.values() for path, _ in part], on_event)
-    if say is not None:
-        note_sizes(sides, size, say)
-    data = {part: LabeledFiles(pairs, classes, transform, gray=gray) for part, pairs in samples.items()}
-    train: LabeledFiles | Subset[Any] = data["train"]
-    held: LabeledFiles | Subset[Any]
-    if val is None:
-        held = data["val"]
-    else:
-        train, held = hold_out(train, val, torch.Generator().manual_seed(seed))
-    return ImageFolders(
-        train=train, val=held, test=data.get("test"), classes=classes, mean=mean, std=std, baseline=augment
-    )
+    return classes, samples
 
 
 def _normalization(
@@ -178,7 +199,7 @@ def _normalization(
     return found[0], found[1]
 
 
-def _parts(root: Path, val: float | None) -> dict[str, Path]:
+def _parts(root: Path, val: float | None, needs_val: bool) -> dict[str, Path]:
     """Find the folders of train, val and test.
 
     Raises:
@@ -188,7 +209,7 @@ def _parts(root: Path, val: float | None) -> dict[str, Path]:
         raise ValueError(f"no folder {root}; give one with train/ and val/, or with a folder for each class")
     names = _subfolders(root)
     if parts := _part_names(root, names):
-        return _named_parts(root, parts, val)
+        return _named_parts(root, parts, val, needs_val)
     if inner := [n for n in names if any(ALIASES.get(s.casefold()) == "train" for s in _subfolders(root / n))]:
         if len(inner) == len(names) > 1:
             raise ValueError(
@@ -198,6 +219,8 @@ def _parts(root: Path, val: float | None) -> dict[str, Path]:
         raise ValueError(f"{root} has no train/, {_named(inner)} does; give --data {root / inner[0]}")
     if val is None:
         _refuse_parts(root, names)
+        if not needs_val:
+            raise ValueError(f"{root} has no train/ and test/, each with a folder for each class; make them")
         raise ValueError(
             f"{root} has no train/ and val/; make them, or hold out a share with --val 0.1, which the classifier "
             "must then not have been trained on"
@@ -232,7 +255,7 @@ def _refuse_parts(folder: Path, names: Sequence[str]) -> None:
         raise ValueError(f"{folder} holds {_named(list(found))}, parts of a data set and no classes; rename {wanted}")
 
 
-def _named_parts(root: Path, names: list[str], val: float | None) -> dict[str, Path]:
+def _named_parts(root: Path, names: list[str], val: float | None, needs_val: bool) -> dict[str, Path]:
     """Return the folders of the parts.
 
     Raises:
@@ -245,7 +268,7 @@ def _named_parts(root: Path, names: list[str], val: float | None) -> dict[str, P
         raise ValueError(f"{root} holds {_named(names)} and no train/; add it, or give the folder that has it")
     if val is not None and "val" in names:
         raise ValueError(f"{root} has a folder val/ already, got val={val} as well; leave one out")
-    if val is None and "val" not in names:
+    if needs_val and val is None and "val" not in names:
         raise ValueError(
             f"{root} has train/ and no val/; add it, or hold out a share with --val 0.1, which the classifier must "
             "then not have been trained on"

@@ -130,9 +130,10 @@ class Work:
     Args:
         args: options of :func:`add_data_arguments`, and model, seed, device and batch_size.
         schedule: settings of the trainings; None where nothing is trained.
+        needs_val: whether to refuse data without a hyper-validation set.
     """
 
-    def __init__(self, args: argparse.Namespace, schedule: RetrainConfig | None) -> None:
+    def __init__(self, args: argparse.Namespace, schedule: RetrainConfig | None, *, needs_val: bool = True) -> None:
         if args.workers < 0:
             raise ValueError(f"--workers must be 0 or more, got {args.workers}")
         if args.size < 1:
@@ -150,6 +151,7 @@ class Work:
                 std=args.std,
                 baseline=args.baseline,
                 seed=args.seed,
+                needs_val=needs_val,
                 say=note,
                 on_event=bars,
             )

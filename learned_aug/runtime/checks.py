@@ -192,11 +192,15 @@ def check_seed(seed: Any, name: str = "seed") -> int:
 
     Raises:
         TypeError: if it is something else.
+        ValueError: if torch's generators do not take it.
     """
     try:
-        return operator.index(seed)
+        number = operator.index(seed)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {seed!r}; give one such as 0") from None
+    if not -(2**63) <= number < 2**64:
+        raise ValueError(f"{name} must be an integer of 64 bits, got {number}; give one such as 0")
+    return number
 
 
 def numbers(values: Any, default: float = math.nan) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from learned_aug.runtime.checks import LARGEST, check_labels
+from learned_aug.runtime.checks import LARGEST, check_labels, check_targets
 
 __all__ = [
     "LOOKED_AT",
@@ -148,8 +148,14 @@ def collate_errors_named(name: str) -> Iterator[None]:
         raise
 
 
-def check_batch(batch: Any, name: str, start: int) -> tuple[Tensor, Tensor]:
+def check_batch(batch: Any, name: str, start: int, *, soft: bool = False) -> tuple[Tensor, Tensor]:
     """Return images and labels of a batch whose first sample is the `start`-th, checked.
+
+    Args:
+        batch: what a loader gives.
+        name: of the data, in errors.
+        start: index of the first sample.
+        soft: whether labels may be probabilities (B, K) as well.
 
     Raises:
         TypeError: if images are no floating tensor.
@@ -163,7 +169,10 @@ def check_batch(batch: Any, name: str, start: int) -> tuple[Tensor, Tensor]:
         raise TypeError(f"images of {name} must be floating tensors, got {_kind(images)}; {what}")
     if images.ndim != 4 or 0 in images.shape[1:]:
         raise ValueError(f"images of {name} must be (C, H, W), batches (B, C, H, W), got {tuple(images.shape)}")
-    labels = check_labels(labels, images.shape[0], f"labels of {name}")
+    if soft and isinstance(labels, Tensor) and labels.ndim == 2 and labels.is_floating_point():
+        labels = check_targets(labels, images.shape[0])
+    else:
+        labels = check_labels(labels, images.shape[0], f"labels of {name}")
     if not (finite := images.isfinite().flatten(1).all(1)).all():
         index = start + int(finite.logical_not().nonzero()[0])
         raise ValueError(f"images of {name} must be finite, got NaN or infinity first in sample {index}; fix it")

@@ -49,6 +49,7 @@ class Stream:
         dtype: floating dtype of the images; by default as they come.
         baseline: applied to each image alone; None leaves them as they come.
         shuffle: whether to draw the order of a Dataset; last images that fill no batch are then left out.
+        soft: whether labels may be probabilities (B, K), in place of class indices.
         rank: number of this process, from 0.
         world: number of processes.
 
@@ -68,12 +69,13 @@ class Stream:
         dtype: torch.dtype | None = None,
         baseline: Callable[[Tensor], Tensor] | None = None,
         shuffle: bool = False,
+        soft: bool = False,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         check_source(data, name)
         self.data, self.name, self.device, self.dtype, self.baseline = data, name, device, dtype, baseline
-        self.batch_size, self.shuffle, self.rank, self.world = batch_size, shuffle, rank, world
+        self.batch_size, self.shuffle, self.soft, self.rank, self.world = batch_size, shuffle, soft, rank, world
         # What a loader gives differs between processes; of a Dataset, the place in the pass says all.
         self._place = (seed, use, rank) if isinstance(data, DataLoader) else (seed, use)
         self._position = (0, 0)
@@ -134,7 +136,7 @@ class Stream:
             for start, images, labels in read(number, skip):
                 if self.baseline is not None:
                     images = self._draw(self.baseline, images, number, start)
-                yield images.to(self.device, self.dtype), labels.to(self.device, torch.long)
+                yield images.to(self.device, self.dtype), labels.to(self.device)
 
     def _draw(self, baseline: Callable[[Tensor], Tensor], images: Tensor, number: int, start: int) -> Tensor:
         with forked() as reseed:
@@ -166,7 +168,7 @@ class Stream:
                 for place in places:
                     reseed(*self._place, "data", number, place)
                     samples.append(as_pair(self.data[order[place]], self.name))  # type: ignore[index]
-            yield places.start, *check_batch(default_collate(samples), self.name, places.start)
+            yield places.start, *check_batch(default_collate(samples), self.name, places.start, soft=self.soft)
 
     def _read_loader(self, number: int, skip: int) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Do as :meth:`_read_dataset`; a loader can only be read from the start of the pass.
@@ -198,7 +200,7 @@ class Stream:
                 batch = next(batches, None)
             if batch is None:
                 break
-            images, labels = check_batch(batch, self.name, start)
+            images, labels = check_batch(batch, self.name, start, soft=self.soft)
             if loader.batch_size is None or loader.collate_fn is not default_collate:
                 images = images.clone()  # which may be the user's own memory, and a model may write to
             if k >= skip:
@@ -208,21 +210,23 @@ class Stream:
             raise ValueError(f"{self.name} must hold at least one sample, got none of its loader; check its sampler")
 
 
-def glance(data: Data, name: str, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return a few (images, labels): spread over a Dataset, the first ones of a loader."""
+def glance(data: Data, name: str, seed: int = 0, *, soft: bool = False) -> tuple[Tensor, Tensor]:
+    """Return a few (images, labels): spread over a Dataset, the first ones of a loader; `soft` as of a `Stream`."""
     if not isinstance(data, DataLoader):
         check_source(data, name)
         data = Subset(data, spread(len(data)))  # type: ignore[arg-type]
-    batches = Stream(data, name, "glance", seed=seed, batch_size=LOOKED_AT, device=torch.device("cpu")).once()
+    stream = Stream(data, name, "glance", seed=seed, batch_size=LOOKED_AT, device=torch.device("cpu"), soft=soft)
+    batches = stream.once()
     images, labels = next(batches)
     batches.close()
     return images[:LOOKED_AT], labels[:LOOKED_AT]
 
 
-def check_alike(**sources: Data) -> dict[str, tuple[Tensor, Tensor]]:
+def check_alike(*, soft: bool = False, **sources: Data) -> dict[str, tuple[Tensor, Tensor]]:
     """Refuse data sets of which some hold images in [0, 1] and others normalized ones.
 
     Args:
+        soft: whether labels may be soft.
         sources: name to data.
 
     Returns:
@@ -231,7 +235,7 @@ def check_alike(**sources: Data) -> dict[str, tuple[Tensor, Tensor]]:
     Raises:
         ValueError: with the value ranges of a few images of each.
     """
-    seen = {name: glance(data, name) for name, data in sources.items()}
+    seen = {name: glance(data, name, soft=soft) for name, data in sources.items()}
     ranges = {name: tuple(map(float, images.aminmax())) for name, (images, _) in seen.items()}
     plain = [low >= -ROUNDING and high <= 1 + ROUNDING for low, high in ranges.values()]
     normalized = [low < -SLACK or high > 1 + SLACK for low, high in ranges.values()]

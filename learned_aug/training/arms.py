@@ -171,6 +171,11 @@ def build(arm: Arm, setting: Setting) -> Augment | None:
         return _drawn(setting, arm.augmenter, share=arm.p, strength=arm.strength)
     if arm is None or isinstance(arm, nn.Module) or type(arm).__module__.startswith("torchvision.transforms"):
         return None if arm is None else batched(arm, mean=setting.mean, std=setting.std)
+    if isinstance(arm, (SteeredDraws, DrawChoice)):
+        raise ValueError(
+            f"an arm must be a function that makes a {type(arm).__name__} for each fresh classifier, got one that is "
+            f"made; give lambda model: {type(arm).__name__}(model)"
+        )
     make: Any = arm
     if not callable(make) or (isinstance(make, type) and issubclass(make, nn.Module)):
         got = f"the class {make.__name__}, make one" if isinstance(make, type) else type(make).__name__

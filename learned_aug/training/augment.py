@@ -37,7 +37,8 @@ def each(
     A policy of torchvision that is given a batch applies one operation to all of it.
 
     Args:
-        policy: from an image (C, H, W) in uint8 to one of the same shape, in uint8, or floating with values in [0, 1].
+        policy: from an image (C, H, W) in uint8 to one of the same shape, in uint8, or floating with values in [0, 1];
+            one that refuses uint8, as ``v2.GaussianNoise``, gets floating images in [0, 1].
         mean: mean of the images' normalization (x - mean) / std, a number or one per channel; None for [0, 1].
         std: standard deviation of that normalization.
 
@@ -51,6 +52,7 @@ class _Each:
     """What :func:`each` gives, a class so that it can be pickled."""
 
     _in_range = False  # whether a batch was, and so the data set is
+    _floating = False  # whether the policy has refused bytes
 
     def __init__(self, policy: Callable[[Tensor], Tensor], mean: Any, std: Any) -> None:
         self.policy, self.mean, self.std = policy, mean, std
@@ -77,10 +79,19 @@ class _Each:
                 )
             warn_if_plain(images, shift)
             self._in_range = True
-        pixels = tv.to_dtype(values.clamp(0, 1), torch.uint8, scale=True)
-        drawn = torch.stack([self.policy(image) for image in pixels])
+        drawn = torch.stack([self._drawn(image) for image in values.clamp(0, 1)])
         out: Tensor = tv.to_dtype(drawn, dtype, scale=True)
         return ((out - shift) / scale).to(images.dtype)
+
+    def _drawn(self, image: Tensor) -> Tensor:
+        if not self._floating:
+            try:
+                return self.policy(tv.to_dtype(image, torch.uint8, scale=True))
+            except (TypeError, ValueError) as error:
+                if "float" not in str(error):
+                    raise
+                self._floating = True
+        return self.policy(image)
 
 
 def _column(values: Any, default: float, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +25,11 @@ from torch.utils.data import (
 from tqdm.auto import tqdm
 
 from learned_aug.augmenter import Augmenter
+from learned_aug.fit.checkpoint import digest_of
 from learned_aug.influence.head import borrowed
 from learned_aug.influence.layer import find_head, first_tensor, placement
 from learned_aug.runtime.checks import (
-    check_class_range,
     check_count,
-    check_labels,
     check_logits,
     check_seed,
     model_errors_named,
@@ -47,7 +46,7 @@ from learned_aug.training.comparison import Comparison, Training
 from learned_aug.training.described import described, structure
 from learned_aug.training.ledger import Ledger, fingerprint
 from learned_aug.training.processes import Job, results
-from learned_aug.training.retrain import RetrainConfig, evaluate, retrain
+from learned_aug.training.retrain import RetrainConfig, evaluate, fitting, retrain
 from learned_aug.transform import LearnedAugment
 
 __all__ = ["Comparison", "compare"]
@@ -86,7 +85,8 @@ def compare(
 
     Args:
         make_model: gives a fresh classifier, on the device to use; each call a new one.
-        train: (image, label) pairs, as :func:`learned_aug.fit` takes them, without augmentation.
+        train: (image, label) pairs, as :func:`learned_aug.fit` takes them, or with soft labels (K,), without
+            augmentation.
         test: likewise, not in `train` or `val`; images that no arm has read make the comparison honest.
         arms: names of ready-made arms, :data:`learned_aug.training.ARMS`, joined as "A+B" for one after the other; or a
             mapping from a name to such a name, None, an Augmenter (on half of each batch), a transform of torchvision
@@ -116,8 +116,9 @@ def compare(
     """
     task = _Task(make_model, train, test, _arms(arms), val, config or RetrainConfig(), baseline, mean, std)
     task.check()
-    if isinstance(seeds, int):
-        raise ValueError(f"seeds must hold at least one, got {seeds}; give range({seeds})")
+    if not isinstance(seeds, Iterable) or isinstance(seeds, str):
+        remedy = f"range({seeds})" if isinstance(seeds, int) else "some, such as range(3)"
+        raise ValueError(f"seeds must hold at least one, got {seeds!r}; give {remedy}")
     seeds = list(dict.fromkeys(check_seed(seed, "each of seeds") for seed in seeds))
     if not seeds:
         raise ValueError("seeds must hold at least one, got none; add some")
@@ -157,6 +158,10 @@ def _arms(arms: Sequence[str] | Mapping[str, Arm]) -> dict[str, Arm]:
     """
     if isinstance(arms, str):
         arms = [arms]
+    if isinstance(arms, (set, frozenset)):
+        raise ValueError(
+            f"arms must have an order, for others are compared to the first one, got {arms!r}; give a list"
+        )
     if not isinstance(arms, Mapping) and (others := [a for a in arms if not isinstance(a, str)]):
         raise ValueError(
             f"a list of arms must hold names, got {type(others[0]).__name__}; give a mapping from a name to it"
@@ -166,6 +171,8 @@ def _arms(arms: Sequence[str] | Mapping[str, Arm]) -> dict[str, Arm]:
         raise ValueError("arms must hold at least one, got none; add some")
     if unnamed := [name for name in named if not isinstance(name, str)]:
         raise TypeError(f"names of arms must be strings, got {unnamed[0]!r}; name each one")
+    if CONTROL in named and named[CONTROL] != "steered":
+        raise ValueError(f"{CONTROL!r} is the control that trains on both sets; give your arm another name")
     for arm in named.values():
         describe(arm)
     if any(map(reads_val, named.values())):
@@ -211,7 +218,7 @@ class _Task:
             )
         parts = {"train": self.train, "test": self.test, **({} if self.val is None else {"val": self.val})}
         check_disjoint(**parts)
-        for images, labels in check_alike(**parts).values():
+        for images, labels in check_alike(soft=True, **parts).values():
             _check_taken(one, images, labels)
         units = {"mean": self.mean, "std": self.std}
         setting = Setting(model=one, make_model=self.make_model, train=self.train, val=self.val, **units)
@@ -223,12 +230,18 @@ class _Task:
 
     def settings(self) -> dict[str, str]:
         """Return what the trainings in a folder must agree in, as short texts."""
-        with forked() as reseed, torch.random.fork_rng(_accelerators()):
-            reseed(0, "compare")
-            model = _made(self.make_model, self.train)
+        models = []
+        for _ in range(2):
+            with forked() as reseed, torch.random.fork_rng(_accelerators()):
+                reseed(0, "compare")
+                torch.manual_seed(0)
+                models.append(_made(self.make_model, self.train))
+        model, weights = models[0], {digest_of(model) for model in models}
         size = sum(p.numel() for p in model.parameters())
         values = {f"config.{key}": described(value) for key, value in vars(self.config).items()}
         values |= {"model": f"{type(model).__name__} of {size:,} parameters, {structure(model)}"}
+        if len(weights) == 1:  # else they come from elsewhere than torch's global generator
+            values |= {"first weights": weights.pop()}
         units = {name: None if v is None else numbers(v) for name, v in (("mean", self.mean), ("std", self.std))}
         values |= {name: described(value) for name, value in {"baseline": self.baseline, **units}.items()}
         values |= {"train": fingerprint(self.train), "test": fingerprint(self.test)}
@@ -341,7 +354,7 @@ def _made(make_model: Callable[[], nn.Module], train: Data) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"make_model must return a classifier, an nn.Module, got {type(model).__name__}")
     if any(map(is_lazy, model.parameters())):
-        images, _ = glance(train, "train")
+        images, _ = glance(train, "train", soft=True)
         model.eval()
         with torch.no_grad(), model_errors_named(images):
             model(images.to(next(model.parameters()).device))
@@ -358,8 +371,7 @@ def _check_taken(model: nn.Module, images: Tensor, labels: Tensor) -> None:
     device, dtype = placement(model)
     with forked(), torch.random.fork_rng(_accelerators()), torch.no_grad(), borrowed(model), model_errors_named(images):
         output = model(images.to(device, dtype))
-    logits = check_logits(first_tensor(output), len(images))
-    check_class_range(check_labels(labels.to(device), len(images)), logits.shape[1])
+    fitting(labels.to(device), check_logits(first_tensor(output), len(images)))
 
 
 def _check_whole(data: Data, name: str) -> None:

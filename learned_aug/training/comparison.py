@@ -15,6 +15,7 @@ __all__ = ["Comparison", "Difference", "Training", "difference"]
 EXACT = 40  # pairs up to which all flips of signs are counted
 FITTED = 0.99  # share of augmented training images that is right where more steps would bring little
 HALF = 0.5  # share below which an arm is far from fitted, whichever leads
+LONGEST = 40  # characters of a name in the table
 NOTICED = 0.005  # a change of the error difference below it says nothing of a trend
 
 
@@ -96,7 +97,13 @@ class Comparison:
 
     @property
     def best(self) -> str:
-        """The arm of the lowest mean error; of equal ones, that of the lower loss."""
+        """The arm of the lowest mean error; of equal ones, that of the lower loss.
+
+        Raises:
+            ValueError: if no seed is finished by all arms.
+        """
+        if not self.seeds:
+            raise ValueError("a comparison must have a seed that all arms have finished, got none yet; go on with it")
         errors, losses = self.errors, self.losses
         return min(self.arms, key=lambda arm: (statistics.mean(errors[arm]), statistics.mean(losses[arm])))
 
@@ -141,11 +148,12 @@ class Comparison:
             return "no seed is finished by all arms yet"
         first, errors, losses, seconds = self.arms[0], self.errors, self.losses, self.seconds
         accuracy = self.values("accuracy")
-        width = max(map(len, errors))
-        head = f"error minus {first!r}, points (95 %)"
+        names = {arm: " ".join(arm.split())[:LONGEST] for arm in errors}
+        width = max(map(len, names.values()))
+        head = f"error minus {names[first]!r}, points (95 %)"
         lines = [f"{'':{width}}  error %          loss    s each    fitted  {head:36}  p"]
         for arm in self.arms:
-            line = f"{arm:{width}}  {_percent(errors[arm])}  {statistics.mean(losses[arm]):6.4f}"
+            line = f"{names[arm]:{width}}  {_percent(errors[arm])}  {statistics.mean(losses[arm]):6.4f}"
             fitted = statistics.mean(accuracy[arm])
             line += f"  {statistics.mean(seconds[arm]):7.1f}  " + (
                 "       -" if math.isnan(fitted) else f"{fitted:8.1%}"

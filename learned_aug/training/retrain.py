@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.influence.head import borrowed
@@ -33,7 +33,7 @@ from learned_aug.training.augment import Augment, applied, batched, parts
 from learned_aug.training.choice import DrawChoice
 from learned_aug.training.steer import SteeredDraws
 
-__all__ = ["RetrainConfig", "evaluate", "retrain"]
+__all__ = ["RetrainConfig", "evaluate", "fitting", "retrain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def retrain(
 
     Args:
         model: a fresh classifier; trained on its own device and in its own dtype, on its logits or first output.
-        train: (image, label) pairs, as :func:`learned_aug.fit` takes them.
+        train: (image, label) pairs, as :func:`learned_aug.fit` takes them, or with soft labels (K,).
         config: settings.
         augment: from a batch (B, C, H, W), or from a batch and its labels, to augmented images, or to images and soft
             labels (B, K): an Augmenter, :class:`SteeredDraws` or :class:`DrawChoice` for this `model`, ``v2.MixUp``, or
@@ -118,6 +118,7 @@ def retrain(
         dtype=dtype,
         baseline=baseline,
         shuffle=True,
+        soft=True,
     )
     optimizer, schedule = _optimizer(model, config)
     model.train()
@@ -137,10 +138,7 @@ def retrain(
                 )
         with nullcontext() if step else model_errors_named(images):
             logits = check_logits(first_tensor(model(images)).float(), len(images))
-        if labels.is_floating_point():
-            labels = _soft(labels, logits)
-        else:
-            check_class_range(check_labels(labels, logits.shape[0]), logits.shape[1])
+        labels = fitting(labels, logits)
         loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
@@ -155,9 +153,19 @@ def retrain(
 
 
 def _optimizer(model: nn.Module, config: RetrainConfig) -> tuple[torch.optim.Optimizer, LRScheduler]:
+    """Make optimizer and schedule.
+
+    Raises:
+        ValueError: if the user's functions give something else.
+    """
     optimizer: torch.optim.Optimizer
     if config.make_optimizer is not None:
         optimizer = config.make_optimizer(model.parameters())
+        if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
+            raise ValueError(
+                "RetrainConfig.make_optimizer must give an optimizer that steps without a closure, got "
+                f"{type(optimizer).__name__}; give one such as torch.optim.AdamW"
+            )
     else:
         optimizer = torch.optim.SGD(
             model.parameters(),
@@ -167,18 +175,27 @@ def _optimizer(model: nn.Module, config: RetrainConfig) -> tuple[torch.optim.Opt
             nesterov=config.momentum > 0,
         )
     if config.make_schedule is not None:
-        return optimizer, config.make_schedule(optimizer, config.steps)
+        schedule = config.make_schedule(optimizer, config.steps)
+        if not isinstance(schedule, LRScheduler) or isinstance(schedule, ReduceLROnPlateau):
+            raise ValueError(
+                "RetrainConfig.make_schedule must give a schedule that steps without a metric, got "
+                f"{type(schedule).__name__}; give one such as torch.optim.lr_scheduler.CosineAnnealingLR"
+            )
+        return optimizer, schedule
     # One step more than are taken, for the rate after the last of a cycle is nearly 0.
     peaks = [group["lr"] for group in optimizer.param_groups]
     return optimizer, OneCycleLR(optimizer, peaks, total_steps=config.steps + 1, cycle_momentum=False)
 
 
-def _soft(labels: Tensor, logits: Tensor) -> Tensor:
-    """Return soft labels in the logits' dtype.
+def fitting(labels: Tensor, logits: Tensor, start: int = 0) -> Tensor:
+    """Return class indices, or soft labels in the logits' dtype; `start` is the index of the first sample.
 
     Raises:
-        ValueError: if they are not one for each logit.
+        ValueError: if they do not fit the logits.
     """
+    if not labels.is_floating_point():
+        check_class_range(check_labels(labels, logits.shape[0]), logits.shape[1], start)
+        return labels
     if labels.shape != logits.shape:
         raise ValueError(
             f"soft labels must be like the logits, {tuple(logits.shape)}, got {tuple(labels.shape)}; check the number "
@@ -191,20 +208,20 @@ def _soft(labels: Tensor, logits: Tensor) -> Tensor:
 def evaluate(model: nn.Module, data: Data, batch_size: int = 500) -> tuple[float, float]:
     """Measure the error (share) and the mean cross-entropy (nats) of `model`, in eval mode, on (image, label) pairs.
 
-    The model comes back as it was, its mode included.
+    Soft labels count as right where their likeliest class is. The model comes back as it was, its mode included.
 
     Raises:
         ValueError: if logits or labels do not fit.
     """
     wrong, loss, count = 0, 0.0, 0
     device, dtype = placement(model)
-    stream = Stream(data, "data", "evaluate", seed=0, batch_size=batch_size, device=device, dtype=dtype)
+    stream = Stream(data, "data", "evaluate", seed=0, batch_size=batch_size, device=device, dtype=dtype, soft=True)
     with borrowed(model):
         for images, labels in stream.once():
             with nullcontext() if count else model_errors_named(images):
                 logits = check_logits(first_tensor(model(images)).float(), len(images))
-            check_class_range(check_labels(labels, logits.shape[0]), logits.shape[1], count)
-            wrong += int((logits.argmax(1) != labels).sum())
+            labels = fitting(labels, logits, count)
+            wrong += int((logits.argmax(1) != (labels if labels.ndim == 1 else labels.argmax(1))).sum())
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             count += len(labels)
     return wrong / count, loss / count

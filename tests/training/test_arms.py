@@ -227,3 +227,14 @@ def test_a_policy_sees_the_same_bytes_of_images_in_any_precision(same, dtype):
         torch.testing.assert_close(drawn.float(), images, atol=1 / 100, rtol=0)
     assert all((one.int() - two.int()).abs().max() <= 1 for one, two in zip(seen[:3], seen[3:], strict=True))
     assert [int(image.max()) for image in seen[3:5]] == [0, 255]
+
+
+def test_a_transform_that_takes_no_bytes_gets_floats(same):
+    normalize = v2.Normalize([0.0], [1.0], inplace=True)
+    torch.testing.assert_close(each(normalize)(same[0]), same[0])
+    with pytest.raises(TypeError, match="no such"):
+        each(refuse)(same[0])
+
+
+def refuse(image):
+    raise TypeError("no such image")

@@ -241,6 +241,11 @@ class Times:
         return images * self.factor
 
 
+def constant(module, value):
+    if isinstance(module, torch.nn.Linear):
+        torch.nn.init.constant_(module.bias, value)
+
+
 def optimized(factor):
     return replace(SHORT, make_optimizer=lambda p: torch.optim.SGD(p, lr=factor))
 
@@ -255,6 +260,7 @@ OTHERS = {
     "a value that an arm holds": lambda f: {"arms": {"a": lambda model: lambda images: images * f}},
     "a default": lambda f: {"arms": {"a": lambda model, f=f: Times(f)}},
     "a transform's probability": lambda f: {"arms": {"a": v2.RandomErasing(p=f / 2)}},
+    "the first weights": lambda f: {"make_model": lambda: fresh().apply(partial(constant, value=f))},
     "the model's layers": lambda f: {"make_model": lambda: torch.nn.Sequential(fresh(), torch.nn.Dropout(f / 2))},
 }
 
@@ -402,6 +408,10 @@ def test_optimizer_and_schedule_are_the_users(data):
     assert made[0].param_groups[0]["lr"] == 5e-4
 
 
+def plateau(optimizer, steps):
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+
+
 @pytest.mark.parametrize(
     ("arms", "options", "message"),
     [
@@ -412,6 +422,25 @@ def test_optimizer_and_schedule_are_the_users(data):
         ({"class": v2.AugMix}, {}, "got the class AugMix, make one"),
         ({"batches": lambda images: images * 0.5}, {}, "an arm's function gets the fresh classifier.*lambda model:"),
         (["baseline"], {"seeds": 3}, r"got 3; give range\(3\)"),
+        (["baseline"], {"seeds": None}, r"got None; give some, such as range\(3\)"),
+        (["baseline"], {"seeds": [2**70]}, "each of seeds must be an integer of 64 bits"),
+        ({"baseline", "Cutout"}, {}, "arms must have an order"),
+        ({"made": SteeredDraws(fresh())}, {}, r"give lambda model: SteeredDraws\(model\)"),
+        (
+            ["baseline"],
+            {"config": replace(SHORT, make_optimizer=lambda p: None)},
+            "make_optimizer must .* got NoneType",
+        ),
+        (
+            ["baseline"],
+            {"config": replace(SHORT, make_optimizer=torch.optim.LBFGS)},
+            "a closure, got LBFGS",
+        ),
+        (
+            ["baseline"],
+            {"config": replace(SHORT, make_schedule=plateau)},
+            "a metric, got ReduceLROnPlateau",
+        ),
         (["magic"], {}, r"arms must be of baseline, .*, got 'magic'"),
         ({"bad": lambda model: lambda images: images[:, :, :9]}, {}, "of the shape that it gets"),
         ({"bytes": lambda model: lambda images: images.byte()}, {}, "must return floating images.*torch.uint8"),
@@ -500,6 +529,8 @@ def one(model, augment):
 def test_names_of_arms_are_strings_and_the_folder_is_one(data, tmp_path):
     with pytest.raises(TypeError, match="names of arms must be strings, got 1"):
         run(data, {1: "baseline"})
+    with pytest.raises(ValueError, match="give your arm another name"):
+        run(data, {CONTROL: "prior"})
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="must be a folder, got a file"):
         run(data, ["baseline"], checkpoint_dir=tmp_path / "file")
@@ -536,3 +567,31 @@ def test_progress_names_the_training_and_shows_a_table_after_each_seed(data, cap
     shown = capsys.readouterr().err
     assert "training 3/4, baseline, seed 1" in shown
     assert "One seed: no interval" in shown
+
+
+def test_soft_labels_give_the_trainings_of_the_class_indices_that_they_are(data):
+    def softened(part, count):
+        images, labels = part.tensors
+        return TensorDataset(images[:count], torch.nn.functional.one_hot(labels[:count], 10).float())
+
+    train, test = softened(data["train"], 600), softened(data["val"], 100)
+    soft = compare(fresh, train, test, ["baseline", "steered", "Cutout"], config=SHORT, seeds=(0,), progress=False)
+    indices = TensorDataset(*(t[:100] for t in data["val"].tensors))
+    arms = ["baseline", "steered", "Cutout"]
+    hard = compare(fresh, data["train"], indices, arms, config=SHORT, seeds=(0,), progress=False)
+    assert soft.errors == hard.errors
+    assert soft.losses["Cutout"] == pytest.approx(hard.losses["Cutout"], rel=1e-4)
+    with pytest.raises(ValueError, match=r"soft labels .* must be probabilities that sum to 1"):
+        run({"train": TensorDataset(train.tensors[0], 2 * train.tensors[1]), "test": data["test"]}, ["baseline"])
+
+
+def test_a_comparison_without_a_finished_seed_has_no_best_arm():
+    with pytest.raises(ValueError, match="got none yet"):
+        _ = Comparison(()).best
+
+
+def test_names_of_any_length_and_form_stay_on_their_line():
+    result = results({"a\nb": [0.5, 0.25], "long " * 60: [0.25, 0.5]})
+    lines = str(result).splitlines()
+    assert lines[1].startswith("a b ")
+    assert all(len(line) < 180 for line in lines[:3])
