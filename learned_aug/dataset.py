@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tv
 
-from learned_aug.transform import IMAGES, LABELS, LearnedAugment, check_companions, image_of
+from learned_aug.transform import IMAGES, LABELS, LearnedAugment, as_type_of, check_companions, image_of
 
 __all__ = ["AugmentedDataset"]
 
@@ -117,7 +117,7 @@ class AugmentedDataset(Dataset[Any]):
                     for i in rest:
                         moved = augment.transform(flat[i], own)
                         flat[i] = self._converted(moved) if isinstance(moved, IMAGES) else moved
-                flat[place] = tv_tensors.wrap(value, like=image) if isinstance(image, tv_tensors.TVTensor) else value
+                flat[place] = as_type_of(image, value) if isinstance(image, Tensor) else value
 
     def _converted(self, image: Any) -> Any:
         """Return an image as a tensor of the dtype that was asked for."""

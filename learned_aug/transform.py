@@ -179,7 +179,7 @@ class LearnedAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         if isinstance(inpt, PIL.Image.Image):
             return _to_pil(self._augment(inpt, drawn))
         if _is_plain(inpt):
-            return _as_type_of(inpt, self._augment(inpt, drawn))
+            return as_type_of(inpt, self._augment(inpt, drawn))
         if isinstance(inpt, (tv_tensors.Image, tv_tensors.Video)):
             return tv_tensors.wrap(self._augment(inpt, drawn), like=inpt)
         if not isinstance(inpt, LABELS) or drawn.draw.coarse_flow is None:
@@ -328,7 +328,7 @@ def _is_plain(item: Any) -> bool:
     return isinstance(item, Tensor) and not isinstance(item, tv_tensors.TVTensor)
 
 
-def _as_type_of(like: Tensor, values: Tensor) -> Tensor:
+def as_type_of(like: Tensor, values: Tensor) -> Tensor:
     """A tensor of the same subclass and with the same attributes."""
     if type(like) is Tensor:
         return values

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets, tv_tensors
 
 from learned_aug import AugmentedDataset, Augmenter, AugmenterConfig, LearnedAugment
+from tests.test_detection import Scan
 
 
 def pixels(k, size=32):
@@ -253,3 +254,17 @@ def test_a_sample_that_is_kept_does_not_keep_its_batch(augment):
     samples = AugmentedDataset(Pictures(), augment).__getitems__(range(8))
     for image, _ in samples:
         assert image.untyped_storage().nbytes() == image.numel() * image.element_size()
+
+
+class Scans(Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, k):
+        return Scan(torch.full((3, 9, 9), k / 4), meta={"number": k}), k
+
+
+def test_tensors_with_metadata_keep_them(augment):
+    for k, (scan, label) in enumerate(AugmentedDataset(Scans(), augment).__getitems__(range(4))):
+        assert isinstance(scan, Scan)
+        assert (scan.meta, label) == ({"number": k}, k)
