@@ -82,7 +82,7 @@ class Reader:
         self.model, self.by, self.loss = unwrap(model), by, loss
         self.config = config if config is not None else InfluenceConfig()
         self.influence: tuple[Head, Tensor] | None = None
-        self.loss_at_start: float | None = None  # mean at the first images, of losses other than the cross-entropy
+        self.loss_at_start: float | None = None  # of a model that knows nothing, for losses of the user's
         self._zero_seen = False
         self._classes = 0  # of the model's outputs; 0 before the first batch
         if by == "influence":
@@ -197,7 +197,7 @@ class Reader:
                 check_logits(output, len(images), "pass loss= for outputs of another form")
                 check_class_range(labels.new_zeros(1, dtype=torch.long), classes)
             else:
-                self._measure_start(self._losses(output, labels))
+                self._measure_start(output, labels, self._losses(output, labels))
             if steers:
                 gradient = None
                 if output.requires_grad:
@@ -288,14 +288,21 @@ class Reader:
         losses = losses.detach()
         if self.loss is not None:
             # As of a cross-entropy, which starts at log K: so scale and reduction of the loss do not matter.
-            return (-math.log(max(2, self._classes)) * losses / self._measure_start(losses)).exp().clamp(max=1)
+            start = self._measure_start(output, labels, losses)
+            return (-math.log(max(2, self._classes)) * losses / start).exp().clamp(max=1)
         if labels.ndim == 2:
             return (output.detach().float().softmax(1) * labels).sum(1)
         return losses.neg().exp()
 
-    def _measure_start(self, losses: Tensor) -> float:
+    @torch.no_grad()
+    def _measure_start(self, output: Tensor, labels: Tensor, losses: Tensor) -> float:
+        """Return the mean loss of outputs of zero, log K of a cross-entropy, whatever the model has learned before."""
         if self.loss_at_start is None:
-            self.loss_at_start = max(float(losses.detach().mean()), torch.finfo(torch.float32).tiny)
+            tiny = torch.finfo(torch.float32).tiny
+            start = float(self._loss_of(torch.zeros_like(output), labels).mean())
+            if not tiny < start < math.inf:  # as of a cosine: then that of the first images
+                start = max(float(losses.mean()), tiny)
+            self.loss_at_start = start
         return self.loss_at_start
 
     def _loss_of(self, output: Tensor, labels: Tensor) -> Tensor:

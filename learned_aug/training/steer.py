@@ -65,7 +65,7 @@ class SteeredDraws:
         std: standard deviation of that normalization.
         loss: from the model's output and the labels to one loss per sample, (B,); by default the cross-entropy, for
             class indices and soft labels. In place of a probability, which another loss does not have, stands
-            1/K to the power of the loss over its mean at the first batch, for K outputs.
+            1/K to the power of the loss over its mean where all outputs are zero, for K outputs.
         by: "loss"; or "influence", which steers to a lower influence on `val` instead and needs both data sets.
         train: (image, label) pairs without augmentation, for ``by="influence"``.
         val: the hyper-validation set, for ``by="influence"``; errors on it are no longer honest.

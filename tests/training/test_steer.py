@@ -197,6 +197,29 @@ def test_confidence_in_another_loss_starts_low_and_rises_as_the_loss_falls_whate
     assert confidence[1] > 1.3 * confidence[0]  # one of two logits is right
 
 
+@pytest.mark.parametrize("scale", [1.0, 50.0])
+def test_a_classifier_that_knows_its_labels_already_is_trusted_in_another_loss_too(batch, scale):
+    images, labels = batch[0], torch.zeros(len(batch[0]), dtype=torch.long)
+
+    def scaled(out, y):
+        return scale * F.cross_entropy(out, y, reduction="none")
+
+    own, other = (SteeredDraws(Sure(0.9), loss=loss, warmup=0, period=1, tilt=0) for loss in (None, scaled))
+    for steered in (own, other):
+        for _ in range(40):
+            steered(images, labels)
+    assert other.confidence == pytest.approx(own.confidence, rel=1e-3)
+
+
+def test_a_loss_that_has_no_value_where_outputs_are_zero_is_measured_at_the_first_images(model, batch):
+    def cosine(out, y):
+        return 1 - (out / out.norm(dim=1, keepdim=True))[torch.arange(len(y)), y]
+
+    steered = SteeredDraws(model, loss=cosine, warmup=0, period=1)
+    assert steered(*batch).isfinite().all()
+    assert 0 < steered.reader.loss_at_start < 3
+
+
 def test_the_probability_of_soft_labels_is_their_expected_one(batch):
     images, _ = batch
     model = Sure(0.8)
