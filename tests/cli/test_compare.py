@@ -118,3 +118,14 @@ def test_what_cannot_be_compared_is_said_in_one_line(some, compared, images, tmp
     assert "cnn4 does not take images of 1 x 64 x 64" in refused("--size", "64")
     shutil.rmtree(some / "test")
     assert "has no test/, on which arms are compared" in refused(data=some)
+
+
+def test_a_validation_set_is_needed_only_by_arms_that_read_it(some, tmp_path, failing):
+    shutil.rmtree(some / "val")
+    options = [*SHORT, "--data", str(some), "--seeds", "1"]
+    assert main(["compare", *options, "--out", str(tmp_path / "out"), "--arms", "baseline", "steered"]) == 0
+    line = failing("compare", *options, "--out", tmp_path / "other", "--arms", "baseline", "steered-influence")
+    assert "has train/ and no val/" in line
+    shutil.rmtree(some / "train")
+    line = failing("compare", *options, "--out", tmp_path / "none", "--arms", "baseline")
+    assert "no train/" in line
