@@ -26,11 +26,12 @@ from torch.utils.data import Subset
 from torchvision.transforms import v2
 
 from learned_aug.digits import all_conv, digits
-from learned_aug.fit.checkpoint import NAMES, decode, digest
+from learned_aug.fit.checkpoint import NAMES, decode
 from learned_aug.fit.config import FitConfig
 from learned_aug.fit.dropout import DropoutConfig
 from learned_aug.fit.pipeline import fit
 from learned_aug.fit.pretrain import PretrainConfig
+from learned_aug.runtime.digest import digest
 from learned_aug.training.retrain import RetrainConfig, retrain
 
 RESULTS = Path(__file__).parent / "results" / "kills.json"

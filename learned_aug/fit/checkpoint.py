@@ -24,12 +24,13 @@ from torch.utils.data import DataLoader
 
 from learned_aug.influence.solvers import Solver
 from learned_aug.runtime.data import Data, apply_baseline, labels_of
+from learned_aug.runtime.digest import digest, digest_of
 from learned_aug.runtime.lock import FolderInUseError, FolderLock, lock_folder, locked_here
 from learned_aug.runtime.rng import forked
 from learned_aug.runtime.stream import glance
 from learned_aug.weights.files import write_atomic
 
-__all__ = ["Checkpoint", "CheckpointError", "digest_of", "fingerprint"]
+__all__ = ["Checkpoint", "CheckpointError", "fingerprint"]
 
 MAGIC = b"learned-aug checkpoint 1"
 NAMES = ("fit-0.ckpt", "fit-1.ckpt")
@@ -150,16 +151,6 @@ class Checkpoint:
             )
 
 
-def digest(*tensors: Tensor) -> str:
-    """Return 12 hexadecimal digits of the SHA-256 of the tensors' dtypes, shapes and bytes."""
-    sha = hashlib.sha256()
-    for tensor in tensors:
-        plain = tensor.detach().cpu().contiguous()
-        sha.update(f"{plain.dtype} {tuple(plain.shape)}".encode())
-        sha.update(plain.flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()[:12]
-
-
 def encode(tree: dict[str, Any]) -> bytes:
     """Return the bytes of a file that holds a tree of tensors and plain values."""
     tensors: dict[str, Tensor] = {}
@@ -235,11 +226,6 @@ def fingerprint(
                 out["baseline (digest of some images)"] = digest(drawn)
     out["model (digest of its state)"] = digest_of(model)
     return out
-
-
-def digest_of(model: nn.Module) -> str:
-    """Return the digest of a model's parameters and buffers."""
-    return digest(*(value for value in model.state_dict().values() if isinstance(value, Tensor)))
 
 
 def _fields(name: str, value: Any) -> dict[str, str]:

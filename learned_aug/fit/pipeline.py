@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.config import AugmenterConfig
-from learned_aug.fit.checkpoint import Checkpoint, digest_of, fingerprint
+from learned_aug.fit.checkpoint import Checkpoint, fingerprint
 from learned_aug.fit.config import FitConfig
 from learned_aug.fit.judge import Estimate
 from learned_aug.fit.run import Run
@@ -24,6 +24,7 @@ from learned_aug.influence.head import borrowed
 from learned_aug.influence.layer import find_head, unwrap
 from learned_aug.influence.system import Solution
 from learned_aug.runtime.data import Data, hold_out
+from learned_aug.runtime.digest import digest_of
 from learned_aug.runtime.distributed import all_sum_, broadcast_, rank, world_size
 from learned_aug.runtime.events import Event, OnEvent, ProgressBars
 from learned_aug.runtime.overlap import check_disjoint

@@ -25,7 +25,6 @@ from torch.utils.data import (
 from tqdm.auto import tqdm
 
 from learned_aug.augmenter import Augmenter
-from learned_aug.fit.checkpoint import digest_of
 from learned_aug.influence.head import borrowed
 from learned_aug.influence.layer import find_head, first_tensor, placement
 from learned_aug.runtime.checks import (
@@ -36,6 +35,7 @@ from learned_aug.runtime.checks import (
     numbers,
 )
 from learned_aug.runtime.data import Data, check_source
+from learned_aug.runtime.digest import digest_of
 from learned_aug.runtime.events import Event, OnEvent, ProgressBars
 from learned_aug.runtime.overlap import check_disjoint
 from learned_aug.runtime.rng import forked

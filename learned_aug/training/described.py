@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from learned_aug.fit.checkpoint import digest
+from learned_aug.runtime.digest import digest
 
 __all__ = ["described", "structure"]
 

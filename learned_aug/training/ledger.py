@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from learned_aug.augmenter import Augmenter
-from learned_aug.fit.checkpoint import digest
 from learned_aug.runtime.data import Data, as_pair, labels_of, spread
+from learned_aug.runtime.digest import digest
 from learned_aug.runtime.lock import FolderLock, lock_folder
 from learned_aug.runtime.rng import forked
 from learned_aug.training.comparison import Training
