@@ -124,9 +124,9 @@ def compare(
         raise ValueError("seeds must hold at least one, got none; add some")
     jobs = check_count("jobs", jobs, 1)
     todo = [(arm, seed) for seed in seeds for arm in task.arms]
-    whats = {name: describe(arm) for name, arm in task.arms.items()}  # before the trainings, in which arms may change
+    texts = {name: describe(arm) for name, arm in task.arms.items()}  # before the trainings, in which arms may change
     with Ledger(checkpoint_dir, {} if checkpoint_dir is None else task.settings()) as ledger, ProgressBars() as bars:
-        done = {job: kept for job in todo if (kept := ledger.read(*job, whats[job[0]])) is not None}
+        done = {job: kept for job in todo if (kept := ledger.read(*job, texts[job[0]])) is not None}
         listeners = ([bars] if progress else []) + ([on_event] if on_event is not None else [])
         show = _Progress(listeners, todo, done, steps=jobs == 1)
         told = {seed for _, seed in todo if all((arm, seed) in done for arm in task.arms)}
@@ -134,7 +134,7 @@ def compare(
         for training, networks in results(task.run, left, min(jobs, len(left)), show.of):
             job = training.arm, training.seed
             first = training.seed == todo[0][1]
-            ledger.write(training, whats[training.arm], networks if first else None)
+            ledger.write(training, texts[training.arm], networks if first else None)
             done[job] = training
             show.finished(training)
             if training.seed not in told and all((arm, training.seed) in done for arm in task.arms):
