@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from cells import CELLS, Cell, batches, fold
-from panel import numbers, read, source
+from panel import append, numbers, read, source
 from torch import nn
 
 from learned_aug import Augmenter, DropoutConfig, FitConfig, SteeredDraws, evaluate, fit, retrain
@@ -82,8 +81,7 @@ def main() -> None:
         for name in args.cells:
             if (name, seed, args.on, args.tilt) not in done:
                 row = {**run(name, CELLS[name], seed, args.data, args.on, args.tilt), **made}
-                with args.results.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                append(args.results, row)
                 errors = ", ".join(f"{a} {100 * row[a]['test_error']:.2f} %" for a in ("first", "prior", "fitted"))
                 print(f"{name} {seed}: {errors}; {row['chosen']} chosen, gain {row['gain']}", flush=True)
 

@@ -23,6 +23,9 @@ from torch import nn
 from learned_aug import AugmenterConfig
 from learned_aug.training.comparison import difference
 
+sys.path.append(str(Path(__file__).parents[1]))
+from rows import read
+
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
@@ -77,10 +80,6 @@ def settings_of(args):
     """What makes two runs comparable."""
     names = ("per_class", "steps", "width", "depth", "pixels", "color", "amp")
     return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def report(rows, arms, reference, seeds):

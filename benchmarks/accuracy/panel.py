@@ -15,7 +15,6 @@ training is one line of the results file, and is not run again; the same command
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -41,6 +40,9 @@ from learned_aug.training.arms import Setting, build, describe, reads_val
 from learned_aug.training.comparison import difference
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent))
+from rows import append, read  # noqa: E402
+
 # Settings of steered draws that differ from the defaults: the controls.
 CONTROLS: dict[str, dict[str, Any]] = {
     "constant": {"share": 0.5, "strength": 1.0},
@@ -127,25 +129,6 @@ def source() -> dict[str, Any]:
         "command": " ".join(["python", *(os.path.relpath(sys.argv[0]), *sys.argv[1:])]),
         "commit": commit,
     }
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a results file; a line cut off by a kill is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
-
-
-def append(path: Path, row: dict[str, Any]) -> None:
-    """Write a row, on a line of its own also after one that was cut off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-        cut = file.read(1) not in (b"", b"\n")
-        file.write((b"\n" if cut else b"") + json.dumps(row).encode() + b"\n")
 
 
 def identity(row: dict[str, Any]) -> str:

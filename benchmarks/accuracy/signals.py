@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from cells import CELLS, Cell, Pixels, batches, fold
-from panel import numbers, read, source
+from panel import append, numbers, read, source
 from torch import Tensor
 
 from learned_aug import Augmenter, SteeredDraws, evaluate, retrain
@@ -113,8 +112,7 @@ def main() -> None:
             if (name, seed) in done:
                 continue
             row = train(name, CELLS[name], seed, args.data)
-            with args.results.open("a") as file:
-                file.write(json.dumps({**row, **source()}) + "\n")
+            append(args.results, {**row, **source()})
             print(name, seed, "done", flush=True)
 
 

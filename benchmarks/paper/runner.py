@@ -43,6 +43,8 @@ from learned_aug.training import UNSTEERED
 from learned_aug.training.augment import Augment, Chain, Cutout, applied
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent))
+from rows import append, read  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -300,25 +302,6 @@ def settings(row: Row, arm: Arm, args: argparse.Namespace) -> dict[str, Any]:
 
 def digest(values: object) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a results file; one cut off by a kill is left out."""
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
-    return found
-
-
-def append(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a line of its own, also after one that was cut off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-        cut = file.read(1) not in (b"", b"\n")
-        file.write((b"\n" if cut else b"") + json.dumps(result).encode() + b"\n")
 
 
 def schedule_text(row: Row, scale: float) -> str:
