@@ -1,6 +1,4 @@
-"""Random image augmentations that need no search, steered by your classifier while it trains; with an influence
-engine.
-"""
+"""Random image augmentations that need no search, steered by your classifier while it trains."""
 
 import importlib
 import sys

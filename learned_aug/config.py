@@ -7,7 +7,7 @@ import itertools
 import math
 from typing import Any, Literal, get_args
 
-from learned_aug.runtime.checks import as_number, check_count, numbers
+from learned_aug.runtime.numbers import as_number, check_count, numbers
 
 __all__ = ["FAMILIES", "SMALLEST", "UNITS", "VERSION_1", "AugmenterConfig", "Strength"]
 

@@ -172,12 +172,18 @@ class BFloat16(nn.Module):
 
 
 def fold(root: Path, cell: Cell, seed: int) -> Fold:
-    """Read a cell's data and take the labeled images of a seed from its training part."""
+    """Read a cell's data and take the labeled images of a seed from its training part.
+
+    Raises:
+        ValueError: if there are none, or the folder is no data set.
+    """
     parts = load(root, cell)
     images, labels = parts["train"]
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     classes = int(labels.max()) + 1
     chosen = torch.cat([order[labels[order] == k][: cell.per_class] for k in range(classes)])
+    if len(chosen) < 2:
+        raise ValueError(f"{cell.data} must have two labeled images or more, got {len(chosen)}")
     taken = torch.zeros(len(labels), dtype=torch.bool)
     taken[chosen] = True
     rest = order[~taken[order]][:HELD_OUT]

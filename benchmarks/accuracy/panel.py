@@ -147,7 +147,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         shared = set.intersection(*map(set, arms.values()))
         means = [statistics.mean(values[seed] for seed in shared) for values in arms.values()] if shared else []
         ranks = [f"{rank:g}" for rank in stats.rankdata(means)] if len(means) > 1 else [""] * len(arms)
-        for (arm, values), rank in zip(arms.items(), ranks or [""] * len(arms), strict=True):
+        for (arm, values), rank in zip(arms.items(), ranks, strict=True):
             spread = f" +- {statistics.stdev(values.values()):.2f}" if len(values) > 1 else ""
             line = [cell, arm, str(len(values)), f"{statistics.mean(values.values()):.2f}{spread}"]
             line += ["" if arm == other else paired(values, arms.get(other, {})) for other in others]
@@ -197,9 +197,7 @@ def main() -> None:
             values = {field.name: getattr(args, field.name) for field in dataclasses.fields(Cell)[1:]}
             cells = {f"{Path(args.set).name}-{args.per_class}": Cell(args.set, **values)}
         for cell in cells.values() if not args.report else ():
-            check(
-                fold(args.data, cell, args.seeds[0])
-            )  # before the trainings, whose processes read a copy of the images
+            fold(args.data, cell, args.seeds[0])  # which refuses what cannot be trained on
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
     arms = list(dict.fromkeys(args.arms))
@@ -219,16 +217,6 @@ def main() -> None:
             raise SystemExit("interrupted; the same command goes on") from None
     rows = {key: row for row in read(args.results) if (key := identity(row)) in wanted}
     print(table(list(rows.values())) if rows else f"no results of these cells, arms and seeds in {args.results}")
-
-
-def check(data: Fold) -> None:
-    """Refuse what no arm can be trained on.
-
-    Raises:
-        ValueError: if it is so.
-    """
-    if len(data.train) < 2:
-        raise ValueError(f"there must be two labeled images or more, got {len(data.train)}")
 
 
 def run(jobs: list[Job], results: Path, processes: int) -> None:

@@ -80,7 +80,7 @@ def write_weights(folder: Path, result: FitResult) -> None:
     inside = folder / "augmenter"
     result.augmenter.save_pretrained(inside)
     keep_card(inside)
-    for stale in (*(inside / name for name in PICTURES), folder / "curves.png", folder / "fit.json"):
+    for stale in (*(inside / name for name in PICTURES), folder / "curves.png"):
         stale.unlink(missing_ok=True)
 
 

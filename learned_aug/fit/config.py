@@ -11,7 +11,7 @@ from learned_aug.fit.dropout import DropoutConfig
 from learned_aug.fit.linear import LinearConfig
 from learned_aug.fit.pretrain import PretrainConfig
 from learned_aug.influence.s_val import InfluenceConfig
-from learned_aug.runtime.checks import check_at_least, check_seed
+from learned_aug.runtime.numbers import check_at_least, check_seed
 
 __all__ = ["FitConfig"]
 

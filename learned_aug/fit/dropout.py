@@ -19,8 +19,8 @@ from learned_aug.influence.head import HeadTap
 from learned_aug.influence.problem import Head
 from learned_aug.influence.scores import influence_up
 from learned_aug.nets import Encoder
-from learned_aug.runtime.checks import check_at_least
 from learned_aug.runtime.distributed import all_mean, average_gradients_
+from learned_aug.runtime.numbers import check_at_least
 from learned_aug.runtime.rng import generator
 
 __all__ = ["DropoutConfig", "LearningDropout"]

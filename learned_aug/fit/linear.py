@@ -16,8 +16,8 @@ from learned_aug.influence.head import HeadTap
 from learned_aug.influence.problem import Head
 from learned_aug.influence.s_val import predicted_influence
 from learned_aug.influence.scores import predicted_val_drop
-from learned_aug.runtime.checks import check_at_least
 from learned_aug.runtime.distributed import all_mean, average_gradients_, world_size
+from learned_aug.runtime.numbers import check_at_least
 from learned_aug.runtime.rng import generator
 
 __all__ = ["LinearConfig", "Maximizing"]

@@ -16,8 +16,8 @@ from learned_aug.draw import Augmented
 from learned_aug.fit.diagnostics import divergence_named, draw_distance, require_finite, shared_change
 from learned_aug.fit.stage import Stage, share_of_noise
 from learned_aug.influence.head import HeadTap
-from learned_aug.runtime.checks import check_at_least, check_at_most_one
 from learned_aug.runtime.distributed import all_mean, average_gradients_, world_size
+from learned_aug.runtime.numbers import check_at_least, check_at_most_one
 from learned_aug.runtime.rng import generator
 
 __all__ = [

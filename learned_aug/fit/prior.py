@@ -9,8 +9,9 @@ from torch import Tensor
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.config import SMALLEST, AugmenterConfig
-from learned_aug.runtime.checks import check_images, check_range, check_seed, numbers
+from learned_aug.runtime.checks import check_images, check_range
 from learned_aug.runtime.distributed import broadcast_
+from learned_aug.runtime.numbers import check_seed, numbers
 from learned_aug.runtime.rng import generator
 
 __all__ = ["prior"]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learned_aug.influence.layer import first_tensor, unwrap
-from learned_aug.runtime.autocast import uncached_autocast
+from learned_aug.runtime.autocast import fresh_casts
 from learned_aug.runtime.checks import check_class_range, check_labels, model_errors_named
 
 __all__ = ["HeadBatch", "HeadTap", "borrowed", "check_differentiable", "collect", "gradient_of"]
@@ -48,7 +48,7 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
             module.training = False
         for p, _, _ in parameters:
             p.requires_grad_(False)
-        with uncached_autocast():
+        with fresh_casts():
             yield model
     finally:
         for module, mode in training:
@@ -167,7 +167,8 @@ class HeadTap:
                 noise = torch.randn(p.shape, generator=source, dtype=torch.float32, device="cpu").to(value)
                 kept.append((p, value))
                 p.data = value + noise * (1 + 4 * value.abs().max())
-            yield own
+            with fresh_casts():
+                yield own
         finally:
             for p, value in kept:
                 p.data = value

@@ -16,8 +16,8 @@ from learned_aug.influence.refit import refit
 from learned_aug.influence.scores import check_stationary, influence_aug
 from learned_aug.influence.solvers import Solver, solve
 from learned_aug.influence.system import Solution, relative_damping
-from learned_aug.runtime.checks import check_at_least, check_at_most_one
 from learned_aug.runtime.events import OnEvent
+from learned_aug.runtime.numbers import check_at_least, check_at_most_one
 
 __all__ = ["InfluenceConfig", "predicted_influence", "solve_s_val"]
 

@@ -7,19 +7,18 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["uncached_autocast"]
+__all__ = ["fresh_casts"]
 
 
 @contextmanager
-def uncached_autocast() -> Iterator[None]:
-    """Let a caller's autocast cast weights anew at each pass of the body.
+def fresh_casts() -> Iterator[None]:
+    """Let the body, and what comes after it, cast weights anew within a caller's autocast.
 
-    Autocast keeps its copies of weights until its outermost context ends. Training steps inside of one would go on with
-    the first weights, and a pass without gradients would leave copies through which none flow.
+    Autocast keeps its copies of weights until its outermost context ends. What was read before would be of other
+    weights, and a pass without gradients leaves copies through which none flow.
     """
-    enabled = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
+    torch.clear_autocast_cache()
     try:
         yield
     finally:
-        torch.set_autocast_cache_enabled(enabled)
+        torch.clear_autocast_cache()

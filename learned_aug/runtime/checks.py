@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,21 +14,14 @@ from torch import Tensor
 __all__ = [
     "LARGEST",
     "SLACK",
-    "as_number",
-    "check_at_least",
-    "check_at_most_one",
     "check_class_range",
-    "check_count",
     "check_images",
     "check_labels",
     "check_logits",
-    "check_number",
     "check_range",
-    "check_seed",
     "check_strength",
     "check_targets",
     "model_errors_named",
-    "numbers",
     "range_remedy",
     "warn_if_plain",
 ]
@@ -38,32 +30,6 @@ SLACK = 0.5  # how far outside [0, 1] an image may be, as bicubic resizing leave
 BYTES = 256.0  # up to here nonnegative floats may be bytes, with the little that resizing adds
 # What integers are to be divided by: v2.ToDtype takes the range of their type, which turns images black.
 LARGEST = "the largest value that they may hold, 255 for 8-bit data"
-
-
-def check_at_least(config: object, **bounds: float) -> None:
-    """Refuse fields of a settings object that are not finite or below their bound, and counts that are no integers.
-
-    Args:
-        config: a dataclass of settings.
-        bounds: field name to its lowest value.
-
-    Raises:
-        ValueError: naming the first such field.
-    """
-    for name, low in bounds.items():
-        check = check_count if name in ("steps", "batch_size") else check_number
-        check(f"{type(config).__name__}.{name}", getattr(config, name), low)
-
-
-def check_at_most_one(config: object, *names: str) -> None:
-    """Refuse fields of a settings object that are above 1.
-
-    Raises:
-        ValueError: naming the first such field.
-    """
-    for name in names:
-        if (value := getattr(config, name)) > 1:
-            raise ValueError(f"{type(config).__name__}.{name} must be in [0, 1], got {value}")
 
 
 def check_images(images: Any, channels: int | None = None) -> Tensor:
@@ -149,74 +115,6 @@ def check_strength(strength: float | Tensor) -> None:
     if not finite:
         got = strength.flatten().tolist() if isinstance(strength, Tensor) else strength
         raise ValueError(f"strength must be finite, got {got}; 0 gives the images back")
-
-
-def check_count(name: str, value: Any, low: float) -> int:
-    """Refuse what is no integer of `low` or more, and return it as Python's, of whichever library it is.
-
-    Raises:
-        ValueError: with what it is.
-    """
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or number < low:
-        raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
-    return number
-
-
-def check_number(name: str, value: Any, low: float = -math.inf, remedy: str = "") -> float:
-    """Refuse what is no finite number of `low` or more, and return it as Python's, of whichever library it is.
-
-    Raises:
-        ValueError: with what it is, and `remedy`.
-    """
-    number = as_number(value)
-    if not (math.isfinite(number) and number >= low):
-        bound = "" if low == -math.inf else f" >= {low:g}"
-        raise ValueError(f"{name} must be a finite number{bound}, got {value!r}{remedy and '; '}{remedy}")
-    return number
-
-
-def as_number(value: Any) -> float:
-    """Return a number of any library as a float; NaN, which lies in no range, for what is none or too large."""
-    try:
-        return math.nan if isinstance(value, (str, bytes, bool)) else float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        return math.nan
-
-
-def check_seed(seed: Any, name: str = "seed") -> int:
-    """Refuse what is no integer, which would be cut to one in silence, and return it.
-
-    Raises:
-        TypeError: if it is something else.
-        ValueError: if torch's generators do not take it.
-    """
-    try:
-        number = operator.index(seed)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {seed!r}; give one such as 0") from None
-    if not -(2**63) <= number < 2**64:
-        raise ValueError(f"{name} must be an integer of 64 bits, got {number}; give one such as 0")
-    return number
-
-
-def numbers(values: Any, default: float = math.nan) -> tuple[float, ...]:
-    """Return a mean or standard deviation, one number or one for each channel, as floats; NaN for what is none.
-
-    Args:
-        values: a number, or several, of any library; None is `default`.
-        default: what None stands for.
-    """
-    if values is None:
-        return (default,)
-    try:
-        several = (values,) if isinstance(values, (str, bytes)) else tuple(values)
-    except TypeError:
-        several = (values,)
-    return tuple(map(as_number, several))
 
 
 def check_labels(labels: Any, samples: int, name: str = "labels") -> Tensor:
@@ -324,13 +222,13 @@ def _remedy(labels: Tensor, samples: int) -> str:
     return "give the index of each image's class, not a value to regress on"
 
 
-def check_class_range(labels: Tensor, classes: int, start: int = 0) -> None:
+def check_class_range(labels: Tensor, classes: int, start: int | None = 0) -> None:
     """Refuse class indices that a head of `classes` outputs does not have.
 
     Args:
         labels: class indices, integers (B,).
         classes: number of classes K.
-        start: index of the first sample of the batch.
+        start: index of the first sample of the batch; None if these are some of many.
 
     Raises:
         ValueError: naming the first such sample; or if the head has a single output.
@@ -350,6 +248,6 @@ def check_class_range(labels: Tensor, classes: int, start: int = 0) -> None:
         elif int(labels[i]) == -100:
             hint = "; leave unlabeled samples (-100) out of the data"
         raise ValueError(
-            f"labels must be in 0..{classes - 1}, the head's classes; sample {start + i} has label {int(labels[i])}"
-            + hint
+            f"labels must be in 0..{classes - 1}, the head's classes; "
+            f"{'one' if start is None else f'sample {start + i}'} has label {int(labels[i])}{hint}"
         )

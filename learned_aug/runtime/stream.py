@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -181,33 +182,41 @@ class Stream:
         loader: DataLoader[Any] = copy.copy(self.data)  # type: ignore[arg-type]
         vars(loader).update(persistent_workers=False, _iterator=None)
         sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-        if hasattr(sampler, "set_epoch"):  # of a copy as well, for the user's own is at another epoch
-            sampler = copy.copy(sampler)
-            sampler.set_epoch(number)
-            vars(loader).update(sampler=sampler)
-            if hasattr(loader.batch_sampler, "sampler"):
-                batch_sampler: Any = copy.copy(loader.batch_sampler)
-                batch_sampler.sampler = sampler
-                vars(loader).update(batch_sampler=batch_sampler)
         own = {g for g in (loader.generator, getattr(sampler, "generator", None)) if g is not None}
         start = 0
-        with forked(own) as reseed:
-            reseed(*self._place, "loader", number)
-            batches = iter(loader)
-        for k in count():
+        with _at_epoch(sampler, number):
             with forked(own) as reseed:
-                reseed(*self._place, "loader", number, k)
-                batch = next(batches, None)
-            if batch is None:
-                break
-            images, labels = check_batch(batch, self.name, start, soft=self.soft)
-            if loader.batch_size is None or loader.collate_fn is not default_collate:
-                images = images.clone()  # which may be the user's own memory, and a model may write to
-            if k >= skip:
-                yield start, images, labels
-            start += len(images)
+                reseed(*self._place, "loader", number)
+                batches = iter(loader)
+            for k in count():
+                with forked(own) as reseed:
+                    reseed(*self._place, "loader", number, k)
+                    batch = next(batches, None)
+                if batch is None:
+                    break
+                images, labels = check_batch(batch, self.name, start, soft=self.soft)
+                if loader.batch_size is None or loader.collate_fn is not default_collate:
+                    images = images.clone()  # which may be the user's own memory, and a model may write to
+                if k >= skip:
+                    yield start, images, labels
+                start += len(images)
         if not start:
             raise ValueError(f"{self.name} must hold at least one sample, got none of its loader; check its sampler")
+
+
+@contextmanager
+def _at_epoch(sampler: Any, number: int) -> Iterator[None]:
+    """Set a sampler to the epoch of a pass, and then back to that of the user's own training."""
+    if not hasattr(sampler, "set_epoch"):
+        yield
+        return
+    epoch = getattr(sampler, "epoch", None)
+    sampler.set_epoch(number)
+    try:
+        yield
+    finally:
+        if epoch is not None:
+            sampler.set_epoch(epoch)
 
 
 def glance(data: Data, name: str, seed: int = 0, *, soft: bool = False) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,8 @@ from learned_aug.augmenter import Augmenter
 from learned_aug.config import AugmenterConfig
 from learned_aug.fit.config import FitConfig
 from learned_aug.fit.pipeline import fit
-from learned_aug.runtime.checks import numbers
 from learned_aug.runtime.data import Data, as_pair
+from learned_aug.runtime.numbers import numbers
 from learned_aug.training.augment import Augment, Chain, Cutout, Mixing, batched, each
 from learned_aug.training.choice import DrawChoice
 from learned_aug.training.described import described
@@ -57,8 +57,8 @@ class Setting:
 
 Arm = str | Augmenter | nn.Module | Callable[..., Augment | None] | None
 """None, an Augmenter, a transform, a ready-made arm's name, or a function from the fresh classifier to what `retrain`
-takes as `augment`; the function gets the training's seed as well where it has a parameter `seed`. A LearnedAugment is
-drawn for each image at its own p and strength."""
+takes as `augment`; it gets the training's seed as well where it is a class with a parameter `seed`, or has such a one
+without a default. A LearnedAugment is drawn for each image at its own p and strength."""
 
 
 def _steered(setting: Setting, **options: Any) -> SteeredDraws:
@@ -194,13 +194,19 @@ def build(arm: Arm, setting: Setting) -> Augment | None:
 
 
 def _takes_seed(make: Callable[..., Any]) -> bool:
-    """Tell whether an arm's function has a parameter `seed`, other than one that its user has bound."""
-    if isinstance(make, partial) and "seed" in make.keywords:
-        return False
+    """Tell whether an arm is a class, or a function without a default, that has a parameter `seed` which none bound."""
+    inner: Any = make
+    while isinstance(inner, partial):
+        if "seed" in inner.keywords:
+            return False
+        inner = inner.func
     try:
-        return "seed" in inspect.signature(make).parameters
+        seed = inspect.signature(make).parameters.get("seed")
     except (TypeError, ValueError):  # of functions that are not Python's
         return False
+    if seed is None or seed.kind is seed.POSITIONAL_ONLY:
+        return False
+    return isinstance(inner, type) or seed.default is seed.empty
 
 
 def describe(arm: Arm) -> str:

@@ -37,8 +37,7 @@ def each(
     A policy of torchvision that is given a batch applies one operation to all of it.
 
     Args:
-        policy: from an image (C, H, W) in uint8 to one of the same shape, in uint8, or floating with values in [0, 1];
-            one that refuses uint8, as ``v2.GaussianNoise``, gets floating images in [0, 1].
+        policy: from an image (C, H, W) in uint8 to one of the same shape, in uint8, or floating with values in [0, 1].
         mean: mean of the images' normalization (x - mean) / std, a number or one per channel; None for [0, 1].
         std: standard deviation of that normalization.
 
@@ -52,7 +51,6 @@ class _Each:
     """What :func:`each` gives, a class so that it can be pickled."""
 
     _in_range = False  # whether a batch was, and so the data set is
-    _floating = False  # whether the policy has refused bytes
 
     def __init__(self, policy: Callable[[Tensor], Tensor], mean: Any, std: Any) -> None:
         self.policy, self.mean, self.std = policy, mean, std
@@ -79,19 +77,27 @@ class _Each:
                 )
             warn_if_plain(images, shift)
             self._in_range = True
-        drawn = torch.stack([self._drawn(image) for image in values.clamp(0, 1)])
-        out: Tensor = tv.to_dtype(drawn, dtype, scale=True)
+        pixels = tv.to_dtype(values.clamp(0, 1), torch.uint8, scale=True)
+        out = torch.stack([tv.to_dtype(self._drawn(image), dtype, scale=True) for image in pixels])
         return ((out - shift) / scale).to(images.dtype)
 
     def _drawn(self, image: Tensor) -> Tensor:
-        if not self._floating:
-            try:
-                return self.policy(tv.to_dtype(image, torch.uint8, scale=True))
-            except (TypeError, ValueError) as error:
-                if "float" not in str(error):
-                    raise
-                self._floating = True
-        return self.policy(image)
+        try:
+            drawn = self.policy(image)
+        except (TypeError, ValueError) as error:
+            if "float" not in str(error):
+                raise
+            raise ValueError(
+                f"a policy gets images in uint8, which this one does not take ({error}); put v2.ToDtype(torch.float32, "
+                "scale=True) before it, and leave Normalize to mean= and std="
+            ) from error
+        if drawn.is_floating_point() and not bool(((drawn >= -SLACK) & (drawn <= 1 + SLACK)).all()):
+            low, high = map(float, drawn.aminmax())
+            raise ValueError(
+                f"a policy must leave floating images in [0, 1], got {low:.3g} to {high:.3g}; leave Normalize to mean= "
+                "and std="
+            )
+        return drawn
 
 
 def _column(values: Any, default: float, device: torch.device, dtype: torch.dtype) -> Tensor:

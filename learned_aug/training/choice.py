@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.influence.s_val import InfluenceConfig
-from learned_aug.runtime.checks import check_count, check_number, check_range, check_seed
+from learned_aug.runtime.checks import check_range
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.distributed import rank
+from learned_aug.runtime.numbers import check_count, check_number, check_seed
 from learned_aug.runtime.rng import generator
 from learned_aug.training.augment import Augment, applied, batched, check_units, each, same
 from learned_aug.training.policies import Recorder, Tally
@@ -150,17 +151,17 @@ class DrawChoice:
         Raises:
             ValueError: if it is no such state, or that of other sources.
         """
-        check_state(self, state, "seed", "calls", "reader", "sources")
-        steered = self._steered()
-        if steered.keys() != state["sources"].keys():
+        check_state(self, state, "seed", "calls", "reader")
+        steered, states = self._steered(), state.get("sources", {})  # which earlier commits left out
+        if steered.keys() != states.keys():
             raise ValueError(
-                f"sources must be those whose state this is, steered ones of the names {sorted(state['sources'])}, got "
+                f"sources must be those whose state this is, steered ones of the names {sorted(states)}, got "
                 f"{sorted(steered)}; give the same ones"
             )
         self.seed, self.calls = state["seed"], state["calls"]
         self.reader.load_state_dict(state["reader"])
         for name, source in steered.items():
-            source.load_state_dict(state["sources"][name])
+            source.load_state_dict(states[name])
 
     def _steered(self) -> dict[str, SteeredDraws]:
         return {name: source for name, source in self.sources.items() if isinstance(source, SteeredDraws)}

@@ -27,24 +27,19 @@ from tqdm.auto import tqdm
 from learned_aug.augmenter import Augmenter
 from learned_aug.influence.head import borrowed
 from learned_aug.influence.layer import find_head, first_tensor, placement
-from learned_aug.runtime.checks import (
-    check_count,
-    check_logits,
-    check_seed,
-    model_errors_named,
-    numbers,
-)
+from learned_aug.runtime.checks import check_logits, model_errors_named
 from learned_aug.runtime.data import Data, check_source
 from learned_aug.runtime.digest import digest_of
 from learned_aug.runtime.events import Event, OnEvent, ProgressBars
+from learned_aug.runtime.numbers import check_count, check_seed, numbers
 from learned_aug.runtime.overlap import check_disjoint
-from learned_aug.runtime.rng import forked
+from learned_aug.runtime.rng import derived, forked
 from learned_aug.runtime.stream import check_alike, glance
 from learned_aug.training.arms import CONTROL, Arm, Setting, build, describe, reads_val
 from learned_aug.training.augment import parts
 from learned_aug.training.comparison import Comparison, Training
-from learned_aug.training.described import described, structure
-from learned_aug.training.ledger import Ledger, fingerprint
+from learned_aug.training.described import described, fingerprint, structure
+from learned_aug.training.ledger import Ledger
 from learned_aug.training.processes import Job, results
 from learned_aug.training.retrain import RetrainConfig, evaluate, fitting, retrain
 from learned_aug.transform import LearnedAugment
@@ -115,7 +110,7 @@ def compare(
         OSError: if another process works in the folder, or it cannot be written.
     """
     task = _Task(make_model, train, test, _arms(arms), val, config or RetrainConfig(), baseline, mean, std)
-    task.check()
+    model = task.check()
     if not isinstance(seeds, Iterable) or isinstance(seeds, str):
         remedy = f"range({seeds})" if isinstance(seeds, int) else "some, such as range(3)"
         raise ValueError(f"seeds must hold at least one, got {seeds!r}; give {remedy}")
@@ -125,7 +120,8 @@ def compare(
     jobs = check_count("jobs", jobs, 1)
     todo = [(arm, seed) for seed in seeds for arm in task.arms]
     texts = {name: describe(arm) for name, arm in task.arms.items()}  # before the trainings, in which arms may change
-    with Ledger(checkpoint_dir, {} if checkpoint_dir is None else task.settings()) as ledger, ProgressBars() as bars:
+    settings = {} if checkpoint_dir is None else {**model, **task.settings()}
+    with Ledger(checkpoint_dir, settings) as ledger, ProgressBars() as bars:
         done = {job: kept for job in todo if (kept := ledger.read(*job, texts[job[0]])) is not None}
         listeners = ([bars] if progress else []) + ([on_event] if on_event is not None else [])
         show = _Progress(listeners, todo, done, steps=jobs == 1)
@@ -194,8 +190,11 @@ class _Task:
     mean: Any
     std: Any
 
-    def check(self) -> None:
+    def check(self) -> dict[str, str]:
         """Refuse before the work what cannot be compared.
+
+        Returns:
+            What the classifier is, as short texts.
 
         Raises:
             ValueError: if `make_model` gives a model twice, an arm lacks the hyper-validation set or cannot be built,
@@ -209,8 +208,7 @@ class _Task:
         if CONTROL in self.arms and self.val is not None:
             for name, data in (("train", self.train), ("val", self.val)):
                 _check_whole(data, name)
-        with forked(), torch.random.fork_rng(_accelerators()):
-            one, two = (_made(self.make_model, self.train) for _ in range(2))
+        one, two = (self._first_model() for _ in range(2))
         if one is two or {id(p) for p in one.parameters()} & {id(p) for p in two.parameters()}:
             raise ValueError(
                 "make_model must build a fresh classifier at each call, got the same object, or parts of it, twice: "
@@ -227,21 +225,20 @@ class _Task:
                 find_head(one)
             elif isinstance(arm, (str, Augmenter, LearnedAugment)):
                 build(arm, setting)
+        size = sum(p.numel() for p in one.parameters())
+        model = {"model": f"{type(one).__name__} of {size:,} parameters, {structure(one)}"}
+        # Weights that differ come from elsewhere than torch's global generator, and from run to run.
+        return model | ({"first weights": digest_of(one)} if digest_of(one) == digest_of(two) else {})
+
+    def _first_model(self) -> nn.Module:
+        with forked() as reseed, torch.random.fork_rng(_accelerators()):
+            reseed(0, "compare")
+            torch.manual_seed(0)
+            return _made(self.make_model, self.train)
 
     def settings(self) -> dict[str, str]:
-        """Return what the trainings in a folder must agree in, as short texts."""
-        models = []
-        for _ in range(2):
-            with forked() as reseed, torch.random.fork_rng(_accelerators()):
-                reseed(0, "compare")
-                torch.manual_seed(0)
-                models.append(_made(self.make_model, self.train))
-        model, weights = models[0], {digest_of(model) for model in models}
-        size = sum(p.numel() for p in model.parameters())
+        """Return what the trainings in a folder must agree in beside the classifier, as short texts."""
         values = {f"config.{key}": described(value) for key, value in vars(self.config).items()}
-        values |= {"model": f"{type(model).__name__} of {size:,} parameters, {structure(model)}"}
-        if len(weights) == 1:  # else they come from elsewhere than torch's global generator
-            values |= {"first weights": weights.pop()}
         units = {name: None if v is None else numbers(v) for name, v in (("mean", self.mean), ("std", self.std))}
         values |= {name: described(value) for name, value in {"baseline": self.baseline, **units}.items()}
         values |= {"train": fingerprint(self.train), "test": fingerprint(self.test)}
@@ -265,7 +262,8 @@ class _Task:
         half: list[float] = []
         with forked() as reseed, torch.random.fork_rng(_accelerators()):
             reseed(seed, "compare")
-            torch.manual_seed(seed)  # of the accelerator as well, where noise and dropout are drawn
+            # Of the accelerator as well, where noise and dropout are drawn.
+            torch.manual_seed(seed if abs(seed) < 2**63 else derived(seed))
             model = _made(self.make_model, self.train)
 
             def watch(event: Event) -> None:
@@ -357,7 +355,7 @@ def _made(make_model: Callable[[], nn.Module], train: Data) -> nn.Module:
         images, _ = glance(train, "train", soft=True)
         model.eval()
         with torch.no_grad(), model_errors_named(images):
-            model(images.to(next(model.parameters()).device))
+            model(images.to(*placement(model)))
         model.train()
     return model
 
@@ -371,7 +369,7 @@ def _check_taken(model: nn.Module, images: Tensor, labels: Tensor) -> None:
     device, dtype = placement(model)
     with forked(), torch.random.fork_rng(_accelerators()), torch.no_grad(), borrowed(model), model_errors_named(images):
         output = model(images.to(device, dtype))
-    fitting(labels.to(device), check_logits(first_tensor(output), len(images)))
+    fitting(labels.to(device), check_logits(first_tensor(output), len(images)), None)
 
 
 def _check_whole(data: Data, name: str) -> None:

@@ -18,8 +18,9 @@ from learned_aug.influence.head import HeadTap, borrowed, collect
 from learned_aug.influence.layer import find_head, placement
 from learned_aug.influence.s_val import InfluenceConfig, solve_s_val
 from learned_aug.influence.scores import influence_aug
-from learned_aug.runtime.checks import check_count, check_range, check_seed, numbers
+from learned_aug.runtime.checks import check_range
 from learned_aug.runtime.data import Data
+from learned_aug.runtime.numbers import check_count, check_seed, numbers
 from learned_aug.runtime.overlap import check_disjoint
 from learned_aug.runtime.rng import generator
 from learned_aug.runtime.stream import Stream, check_alike

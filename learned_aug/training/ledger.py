@@ -12,19 +12,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
-
 from learned_aug.augmenter import Augmenter
-from learned_aug.runtime.data import Data, as_pair, labels_of, spread
-from learned_aug.runtime.digest import digest
 from learned_aug.runtime.lock import FolderLock, lock_folder
-from learned_aug.runtime.rng import forked
 from learned_aug.training.comparison import Training
 from learned_aug.weights.files import write_atomic
 
-__all__ = ["Ledger", "fingerprint", "networks_of"]
+__all__ = ["Ledger", "networks_of"]
 
 SETTINGS = "settings.json"
 DAMAGED = "{} must be what compare wrote, got other or damaged contents; delete it"
@@ -129,31 +122,6 @@ def networks_of(folder: str | os.PathLike[str], arm: str) -> Path | None:
     """Return the folder of the networks that an arm of a comparison drew from, None if it has none."""
     found = sorted(Path(folder).glob(f"{_stem(arm, 0).rsplit('-', 1)[0]}-*/config.json"))
     return found[0].parent if found else None
-
-
-def fingerprint(data: Data) -> str:
-    """Say in a few words what data are: how many, and a digest of all labels that can be had alone, and some images."""
-    if isinstance(data, DataLoader):
-        return f"{type(data).__name__} of {fingerprint(data.dataset)}, {data.batch_size} a batch"
-    if isinstance(data, IterableDataset):  # which may know how many it gives, but gives none by its index
-        return type(data).__name__
-    count = len(data)  # type: ignore[arg-type]
-    labels = labels_of(data)
-    seen = [] if labels is None else [labels]
-    with forked() as reseed:
-        for k in spread(count):
-            reseed(0, "fingerprint", k)
-            image, label = as_pair(data[k], "data")
-            seen += [_tensor(image), _tensor(label)]
-    return f"{count:,} samples {digest(*seen)}"
-
-
-def _tensor(value: Any) -> Tensor:
-    """Return what a sample holds as a tensor; trainings say what is wrong with what is none."""
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError):
-        return torch.empty(0)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pickle import PicklingError
 from threading import Thread
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from learned_aug.augmenter import Augmenter
 from learned_aug.runtime.events import OnEvent
@@ -32,7 +35,7 @@ Run = Callable[..., Result]
 def results(run: Run, jobs: list[Job], processes: int, listener: Callable[[Job], OnEvent]) -> Iterator[Result]:
     """Yield the results of all jobs as they end, in this process or in several.
 
-    After a failure those that run already still end, and are yielded, since what they cost would be lost.
+    After a failure, or Ctrl-C, those that run already still end, and are yielded, since what they cost would be lost.
 
     Args:
         run: runs a job; with several processes it is pickled.
@@ -43,42 +46,48 @@ def results(run: Run, jobs: list[Job], processes: int, listener: Callable[[Job],
     Raises:
         ValueError: if what several processes need cannot be pickled.
         RuntimeError: if one of several processes is killed.
-        KeyboardInterrupt: at the second one at once, at the first when those that run have ended.
+        KeyboardInterrupt: at the second Ctrl-C at once, at the first when those that run have ended.
     """
     if processes <= 1:
         for job in jobs:
             yield run(job, listener(job))
         return
     threads = max(1, torch.get_num_threads() // processes)
+    others = set(active_children())
     pool = ProcessPoolExecutor(processes, get_context("spawn"), _start, (run, threads))
-    failures: list[BaseException] = []
+    failure: BaseException | None = None
+    waiting: set[Future[Result]] = set()
+    left = iter(jobs)
     try:
-        waiting: set[Future[Result]] = set()
-        left = iter(jobs)
         while True:
-            # No more than can run, for what a pool has queued for its processes cannot be taken back.
-            more = [] if failures else itertools.islice(left, processes - len(waiting))
-            waiting |= {pool.submit(_work, job) for job in more}
+            if failure is None:
+                # No more than can run, for what a pool has queued for its processes cannot be taken back.
+                waiting |= {pool.submit(_work, job) for job in itertools.islice(left, processes - len(waiting))}
             if not waiting:
                 break
             done: set[Future[Result]] = set()
             try:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             except KeyboardInterrupt as interrupt:
-                if failures:  # the second one: nothing is waited for any more
+                if failure is not None:
                     raise
-                failures.append(interrupt)
+                failure = interrupt
+                tqdm.write(f"interrupted: {len(waiting)} trainings that run end first; again drops them", sys.stderr)
             for future in done:
                 if (error := future.exception()) is None:
                     yield future.result()
-                else:
-                    failures.append(error)
-    except (AttributeError, TypeError, PicklingError) as error:  # of the start, where all is pickled
-        failures.append(error)
+                elif failure is None:
+                    failure = error
+    except KeyboardInterrupt:
+        for child in set(active_children()) - others:
+            child.terminate()
+        raise
+    except (AttributeError, TypeError, PicklingError, BrokenProcessPool) as error:  # of handing out the work
+        failure = error
     finally:
         pool.shutdown(cancel_futures=True)
-    if failures:
-        failure = _named(failures[0])
+    if failure is not None:
+        failure = _named(failure)
         raise failure
 
 
@@ -105,8 +114,9 @@ _run: Any = None
 
 
 def _start(run: Run, threads: int) -> None:
-    """Prepare a process for trainings; it ends with the one that started it."""
+    """Prepare a process for trainings; it ends with the one that started it, which alone heeds Ctrl-C."""
     global _run
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _run = run
     torch.set_num_threads(threads)
     parent = parent_process()

@@ -17,7 +17,7 @@ from learned_aug.influence.layer import find_head, first_tensor, placement, unwr
 from learned_aug.influence.problem import Head
 from learned_aug.influence.s_val import InfluenceConfig, solve_s_val
 from learned_aug.influence.scores import influence_up
-from learned_aug.runtime.autocast import uncached_autocast
+from learned_aug.runtime.autocast import fresh_casts
 from learned_aug.runtime.checks import (
     check_class_range,
     check_images,
@@ -323,7 +323,7 @@ class Reader:
         for module in training:
             module.training = False
         try:
-            with uncached_autocast():
+            with fresh_casts():
                 yield
         finally:
             for module in training:

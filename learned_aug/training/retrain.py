@@ -14,19 +14,11 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 from learned_aug.augmenter import Augmenter
 from learned_aug.influence.head import borrowed
 from learned_aug.influence.layer import first_tensor, placement
-from learned_aug.runtime.autocast import uncached_autocast
-from learned_aug.runtime.checks import (
-    check_at_least,
-    check_at_most_one,
-    check_class_range,
-    check_labels,
-    check_logits,
-    check_range,
-    check_seed,
-    model_errors_named,
-)
+from learned_aug.runtime.autocast import fresh_casts
+from learned_aug.runtime.checks import check_class_range, check_labels, check_logits, check_range, model_errors_named
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.events import Event, OnEvent
+from learned_aug.runtime.numbers import check_at_least, check_at_most_one, check_seed
 from learned_aug.runtime.rng import forked
 from learned_aug.runtime.stream import Stream
 from learned_aug.training.augment import Augment, applied, batched, parts
@@ -66,7 +58,7 @@ class RetrainConfig:
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-@uncached_autocast()
+@fresh_casts()
 def retrain(
     model: nn.Module,
     train: Data,
@@ -144,6 +136,7 @@ def retrain(
         loss.backward()
         optimizer.step()
         schedule.step()
+        torch.clear_autocast_cache()  # within a caller's autocast, whose copies of the weights are old now
         if on_event is not None:
             metrics = {"loss": float(loss.detach())}
             if labels.ndim == 1:
@@ -161,7 +154,7 @@ def _optimizer(model: nn.Module, config: RetrainConfig) -> tuple[torch.optim.Opt
     optimizer: torch.optim.Optimizer
     if config.make_optimizer is not None:
         optimizer = config.make_optimizer(model.parameters())
-        if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
+        if not hasattr(optimizer, "step") or isinstance(optimizer, torch.optim.LBFGS):
             raise ValueError(
                 "RetrainConfig.make_optimizer must give an optimizer that steps without a closure, got "
                 f"{type(optimizer).__name__}; give one such as torch.optim.AdamW"
@@ -176,7 +169,7 @@ def _optimizer(model: nn.Module, config: RetrainConfig) -> tuple[torch.optim.Opt
         )
     if config.make_schedule is not None:
         schedule = config.make_schedule(optimizer, config.steps)
-        if not isinstance(schedule, LRScheduler) or isinstance(schedule, ReduceLROnPlateau):
+        if not hasattr(schedule, "step") or isinstance(schedule, ReduceLROnPlateau):
             raise ValueError(
                 "RetrainConfig.make_schedule must give a schedule that steps without a metric, got "
                 f"{type(schedule).__name__}; give one such as torch.optim.lr_scheduler.CosineAnnealingLR"
@@ -187,8 +180,8 @@ def _optimizer(model: nn.Module, config: RetrainConfig) -> tuple[torch.optim.Opt
     return optimizer, OneCycleLR(optimizer, peaks, total_steps=config.steps + 1, cycle_momentum=False)
 
 
-def fitting(labels: Tensor, logits: Tensor, start: int = 0) -> Tensor:
-    """Return class indices, or soft labels in the logits' dtype; `start` is the index of the first sample.
+def fitting(labels: Tensor, logits: Tensor, start: int | None = 0) -> Tensor:
+    """Return class indices, or soft labels in the logits' dtype; `start` is as of `check_class_range`.
 
     Raises:
         ValueError: if they do not fit the logits.

@@ -14,9 +14,10 @@ from learned_aug.config import AugmenterConfig
 from learned_aug.fit.prior import prior
 from learned_aug.fit.tilt import tilted
 from learned_aug.influence.s_val import InfluenceConfig
-from learned_aug.runtime.checks import as_number, check_count, check_number, check_range, check_seed
+from learned_aug.runtime.checks import check_range
 from learned_aug.runtime.data import Data
 from learned_aug.runtime.distributed import rank
+from learned_aug.runtime.numbers import as_number, check_count, check_number, check_seed
 from learned_aug.runtime.rng import generator
 from learned_aug.training.augment import check_units
 from learned_aug.training.reader import Loss, Reader, check_state

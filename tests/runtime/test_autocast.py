@@ -1,14 +1,11 @@
 """What is read or trained within a caller's autocast sees the weights as they are."""
 
-import contextlib
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from learned_aug import RetrainConfig, SteeredDraws, evaluate, retrain
 from learned_aug.digits import all_conv
-from learned_aug.runtime.autocast import uncached_autocast
 
 STEPS = RetrainConfig(steps=12)
 
@@ -16,17 +13,6 @@ STEPS = RetrainConfig(steps=12)
 @pytest.fixture
 def batch(data):
     return tuple(t[:40] for t in data["train"].tensors)
-
-
-def test_the_setting_of_the_cache_is_put_back_after_an_error():
-    for enabled in (True, False):
-        torch.set_autocast_cache_enabled(enabled)
-        with contextlib.suppress(KeyError), uncached_autocast():
-            within = torch.is_autocast_cache_enabled()
-            raise KeyError
-        assert not within
-        assert torch.is_autocast_cache_enabled() is enabled
-    torch.set_autocast_cache_enabled(True)
 
 
 def test_a_training_within_autocast_learns_what_one_with_a_context_a_step_does(data):
@@ -70,3 +56,26 @@ def test_a_model_is_evaluated_as_it_stands_within_autocast(data):
             for p in model.parameters():
                 p.mul_(-1)
         assert evaluate(model, data["test"]) != before
+
+
+class Decorated(torch.nn.Module):
+    """A classifier whose forward runs under an autocast of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = all_conv(8)
+
+    @torch.autocast("cpu", torch.bfloat16)
+    def forward(self, images):
+        return self.model(images)
+
+
+def test_a_model_under_its_own_autocast_learns_within_the_caller_s_too(data):
+    losses = []
+    with torch.autocast("cpu", torch.bfloat16):
+        model = Decorated()
+        before = model(data["val"].tensors[0][:4])
+        retrain(model, data["train"], STEPS, on_event=lambda event: losses.append(event.metrics["loss"]))
+        assert not torch.equal(model(data["val"].tensors[0][:4]), before)
+    assert losses[-1] < losses[0]
+    assert len(set(losses)) == len(losses)

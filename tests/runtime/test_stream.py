@@ -217,13 +217,31 @@ class Sampled(DistributedSampler):
         super().set_epoch(epoch)
 
 
+class Wrapping:
+    """A batch sampler around another one, as accelerate's, whose sampler cannot be set."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    @property
+    def sampler(self):
+        return self.batches.sampler
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
 @pytest.mark.parametrize("batched", [False, True])
 def test_a_loader_s_own_sampler_stays_at_its_epoch(batched):
     sampler = Sampled(Noisy(), num_replicas=2, rank=0)
     sampler.set_epoch(7)
-    options = {"batch_sampler": BatchSampler(sampler, 4, False)} if batched else {"batch_size": 4, "sampler": sampler}
+    wrapped = Wrapping(BatchSampler(sampler, 4, False))
+    options = {"batch_sampler": wrapped} if batched else {"batch_size": 4, "sampler": sampler}
     read = stream(DataLoader(Noisy(), **options))
     one, two = ([labels.tolist() for _, labels in read.once(number)] for number in (0, 1))
     assert one != two
     assert sampler.epoch == 7
-    assert sampler.told == (7,)
+    assert sampler.told == (7, 0, 7, 1, 7)

@@ -178,10 +178,12 @@ def test_a_function_with_a_parameter_seed_gets_that_of_its_training(setting):
 
     setting = replace(setting, seed=7)
     given = [build(arm, setting).seed for arm in (factory, SteeredDraws, partial(SteeredDraws, tilt=0.0))]
-    kept = [
-        build(arm, setting).seed for arm in (partial(SteeredDraws, seed=3), lambda model: SteeredDraws(model, seed=5))
-    ]
-    assert (given, kept) == ([7, 7, 7], [3, 5])
+    own = (
+        partial(SteeredDraws, seed=3),
+        lambda model: SteeredDraws(model, seed=5),
+        lambda model, seed=6: SteeredDraws(model, seed=seed),
+    )
+    assert (given, [build(arm, setting).seed for arm in own]) == ([7, 7, 7], [3, 5, 6])
 
 
 def test_unknown_arms_are_refused_with_the_list():
@@ -229,12 +231,25 @@ def test_a_policy_sees_the_same_bytes_of_images_in_any_precision(same, dtype):
     assert [int(image.max()) for image in seen[3:5]] == [0, 255]
 
 
-def test_a_transform_that_takes_no_bytes_gets_floats(same):
-    normalize = v2.Normalize([0.0], [1.0], inplace=True)
-    torch.testing.assert_close(each(normalize)(same[0]), same[0])
-    with pytest.raises(TypeError, match="no such"):
-        each(refuse)(same[0])
-
-
 def refuse(image):
     raise TypeError("no such image")
+
+
+def test_what_a_policy_does_not_take_or_leave_is_said_with_the_remedy(same):
+    images = same[0]
+    with pytest.raises(ValueError, match=r"gets images in uint8, which this one does not take.*put v2\.ToDtype"):
+        each(v2.Normalize([0.5], [0.5]))(images)
+    with pytest.raises(ValueError, match=r"must leave floating images in \[0, 1\].*Normalize"):
+        each(v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5], [0.25])]))(images)
+    with pytest.raises(TypeError, match="no such"):
+        each(refuse)(images)
+
+
+def test_images_that_a_policy_leaves_in_bytes_and_in_floats_are_of_one_scale(same):
+    seen = []
+
+    def alternating(image):
+        seen.append(1)
+        return image if len(seen) % 2 else v2.functional.to_dtype(image, torch.float32, scale=True)
+
+    torch.testing.assert_close(each(alternating)(same[0]), same[0], atol=1 / 255, rtol=0)

@@ -423,7 +423,6 @@ def plateau(optimizer, steps):
         ({"batches": lambda images: images * 0.5}, {}, "an arm's function gets the fresh classifier.*lambda model:"),
         (["baseline"], {"seeds": 3}, r"got 3; give range\(3\)"),
         (["baseline"], {"seeds": None}, r"got None; give some, such as range\(3\)"),
-        (["baseline"], {"seeds": [2**70]}, "each of seeds must be an integer of 64 bits"),
         ({"baseline", "Cutout"}, {}, "arms must have an order"),
         ({"made": SteeredDraws(fresh())}, {}, r"give lambda model: SteeredDraws\(model\)"),
         (
@@ -501,6 +500,36 @@ def test_lazy_layers_draw_the_same_weights_in_all_arms(data, tmp_path):
     compare(lazy, data["train"], test, ["baseline", "steered"], config=config, seeds=(0,), progress=False)
     assert starts[0].shape == (10, 784)
     assert torch.equal(*starts)
+
+
+def test_a_factory_with_a_randomness_of_its_own_is_resumed(data, tmp_path):
+    source = torch.Generator().manual_seed(1)
+
+    def make():
+        model = fresh()
+        torch.nn.init.normal_(model[-1].bias, generator=source)
+        return model
+
+    test = Subset(data["test"], range(100))
+    options = {"config": SHORT, "checkpoint_dir": tmp_path, "progress": False}
+    first = compare(make, data["train"], test, ["baseline"], seeds=(0,), **options)
+    both = compare(make, data["train"], test, ["baseline"], seeds=(0, 1), **options)
+    assert both.losses["baseline"][0] == first.losses["baseline"][0]
+
+
+def test_the_classifier_is_built_twice_beside_each_training_with_a_folder_and_without(data, tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return fresh()
+
+    test = Subset(data["test"], range(100))
+    for folder in (None, tmp_path):
+        compare(
+            make, data["train"], test, ["baseline"], config=SHORT, seeds=(0,), checkpoint_dir=folder, progress=False
+        )
+    assert len(made) == 6
 
 
 class Counts:

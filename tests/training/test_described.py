@@ -1,18 +1,26 @@
 """The texts of settings: another one for each other setting, and the same one for the same."""
 
+import collections
 import copy
+import datetime
+import decimal
+import logging
+import operator
 import os
 import random
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset, TensorDataset
 from torchvision.transforms import v2
 
 from learned_aug import LearnedAugment
@@ -54,7 +62,29 @@ def nested(p):
     return outer
 
 
+def chain(length, value):
+    """Functions within functions."""
+    held = value
+    for _ in range(length):
+        held = (lambda inner: lambda x: inner)(held)
+    return held
+
+
 SETTINGS = {
+    "a slice": lambda p: slice(0, p),
+    "a range": lambda p: range(int(8 * p)),
+    "a time": lambda p: datetime.timedelta(p),
+    "a decimal": decimal.Decimal,
+    "a deque": lambda p: collections.deque([p]),
+    "bytes that change": lambda p: bytearray([int(8 * p)]),
+    "a getter": lambda p: operator.itemgetter(int(8 * p)),
+    "a pattern": lambda p: re.compile(str(p)),
+    "a dtype": lambda p: np.dtype("f4" if p == 0.25 else "f8"),
+    "a path": lambda p: Path(str(p)),
+    "an ordered dict": lambda p: collections.OrderedDict(a=p),
+    "a named tuple": collections.namedtuple("Named", "p"),
+    "what trains": lambda p: nn.Linear(1, 1).requires_grad_(p == 0.25),
+    "data": lambda p: (lambda data: lambda x: data)(TensorDataset(torch.full((4, 1, 2, 2), p), torch.arange(4))),
     "a number": float,
     "a number of numpy": np.float32,
     "an array": lambda p: np.full(3, p),
@@ -115,13 +145,55 @@ def test_objects_that_hold_themselves_have_a_text():
     assert described(one) == described(copy.deepcopy(one))
 
 
-def test_what_cannot_be_described_is_named():
-    class Refuses:
-        def __getstate__(self):
-            raise OSError("not open")
+class Refuses:
+    def __reduce_ex__(self, protocol):
+        raise OSError("not open")
 
-    assert described(Refuses()).endswith("Refuses")
-    assert described([pytest, int, len]) == "[module, int, len of module]"
+
+class Opened(Dataset):
+    """A data set that closes its file where it is pickled."""
+
+    open = True
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return torch.full((1, 2, 2), float(index)), index
+
+    def __getstate__(self):
+        self.open = False
+        return {}
+
+
+def test_what_cannot_be_described_is_named():
+    assert described(Refuses()) == "Refuses"
+    assert described([pytest, int]) == "[module, int]"
+    assert described(nn.Sequential()).startswith("Sequential ")
+    sparse = nn.Identity()
+    sparse.weights = torch.eye(2).to_sparse()
+    assert described(sparse).startswith("Identity ")
+
+
+def test_data_are_read_and_not_pickled():
+    data = Opened()
+    assert described(SimpleNamespace(data=data)) == described(SimpleNamespace(data=Opened()))
+    assert data.open
+
+
+def test_objects_within_many_others_have_a_text_and_those_beyond_a_name():
+    assert described(chain(10, 1)) != described(chain(10, 2))
+    assert described(chain(2000, 1)) == described(chain(2000, 2))
+
+
+def test_a_path_and_a_logger_keep_their_text_whatever_they_were_used_for():
+    path, logger = Path("a/b"), logging.getLogger("one of a test")
+    held = SimpleNamespace(path=path, logger=logger)
+    before = described(held)
+    hash(path)
+    str(path)
+    logger.isEnabledFor(logging.INFO)
+    assert described(held) == before
 
 
 def test_structure_sees_layers_and_settings_and_no_weights():

@@ -2,9 +2,11 @@
 
 import os
 import signal
-import threading
+import subprocess
+import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import pytest
 
@@ -61,13 +63,33 @@ def fail(model):
     raise ValueError("no such augmentation")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no signals")
-def test_an_interrupt_waits_for_what_runs_and_keeps_it():
-    timer = threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    came, error = ended([("one", 6), ("two", 6), ("three", 6)])
-    assert sorted(came) == ["one", "two"]
-    assert isinstance(error, KeyboardInterrupt)
+INTERRUPTED = """
+import sys, time
+from tests.training.test_processes import ended
+print("ready", flush=True)
+came, error = ended([("one", float(sys.argv[1])), ("two", float(sys.argv[1])), ("three", 1)])
+print(sorted(came), type(error).__name__, flush=True)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(("seconds", "times", "came"), [(12, 1, "['one', 'two']"), (600, 2, "[]")])
+def test_ctrl_c_keeps_what_runs_and_a_second_one_drops_it(seconds, times, came):
+    command = [sys.executable, "-c", INTERRUPTED, str(seconds)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline = time.monotonic() + 120
+        while len(children.read_text().split()) < 3 and time.monotonic() < deadline:  # two, and what counts semaphores
+            time.sleep(0.1)
+        time.sleep(10)  # in which they import, and begin
+        for _ in range(times):
+            os.killpg(process.pid, signal.SIGINT)  # of all processes, as a terminal does
+            time.sleep(2)
+        out, told = process.communicate(timeout=240)
+    assert out == f"{came} KeyboardInterrupt\n"
+    assert "interrupted: 2 trainings that run end first" in told
 
 
 def test_a_process_that_dies_is_told_with_the_remedy():
