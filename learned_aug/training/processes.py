@@ -9,10 +9,11 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pickle import PicklingError
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any
 
 import torch
@@ -62,7 +63,8 @@ def results(run: Run, jobs: list[Job], processes: int, listener: Callable[[Job],
         while True:
             if failure is None:
                 # No more than can run, for what a pool has queued for its processes cannot be taken back.
-                waiting |= {pool.submit(_work, job) for job in itertools.islice(left, processes - len(waiting))}
+                with _deaf():
+                    waiting |= {pool.submit(_work, job) for job in itertools.islice(left, processes - len(waiting))}
             if not waiting:
                 break
             done: set[Future[Result]] = set()
@@ -91,6 +93,19 @@ def results(run: Run, jobs: list[Job], processes: int, listener: Callable[[Job],
         raise failure
 
 
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Start the processes of the body deaf to Ctrl-C, of which a terminal tells them all, also while they import."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) or signal.SIG_DFL  # None of one that is not Python's
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def _named(error: BaseException) -> BaseException:
     """Say what to do about an error of the processes themselves; that of a training is left as it came."""
     named: Exception
@@ -114,9 +129,8 @@ _run: Any = None
 
 
 def _start(run: Run, threads: int) -> None:
-    """Prepare a process for trainings; it ends with the one that started it, which alone heeds Ctrl-C."""
+    """Prepare a process for trainings; it ends with the one that started it."""
     global _run
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _run = run
     torch.set_num_threads(threads)
     parent = parent_process()
