@@ -1,5 +1,6 @@
 """Trainings shared by processes: the same results, none lost after a failure, and errors that say what to do."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -64,8 +65,9 @@ def fail(model):
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys
 from tests.training.test_processes import ended
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs in the background of a shell ignore
 print("ready", flush=True)
 came, error = ended([("one", float(sys.argv[1])), ("two", float(sys.argv[1])), ("three", 1)])
 print(sorted(came), type(error).__name__, flush=True)
@@ -84,10 +86,14 @@ def test_ctrl_c_keeps_what_runs_and_a_second_one_drops_it(seconds, times, came):
         while len(children.read_text().split()) < 3 and time.monotonic() < deadline:  # two, and what counts semaphores
             time.sleep(0.1)
         time.sleep(10)  # in which they import, and begin
-        for _ in range(times):
-            os.killpg(process.pid, signal.SIGINT)  # of all processes, as a terminal does
-            time.sleep(2)
-        out, told = process.communicate(timeout=240)
+        try:
+            for _ in range(times):
+                os.killpg(process.pid, signal.SIGINT)  # of all processes, as a terminal does
+                time.sleep(2)
+            out, told = process.communicate(timeout=240)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     assert out == f"{came} KeyboardInterrupt\n"
     assert "interrupted: 2 trainings that run end first" in told
 
