@@ -163,7 +163,7 @@ def test_config_survives_json(variant, fields, pooled):
         ({"std": (0.0,)}, "std"),
         ({"version": 99}, "got 99"),
         ({"hue": 1}, "unknown keys"),
-        ({"mean": None}, "wrong type"),
+        ({"mean": None}, "mean must be 1 or 3 finite numbers, got None"),
     ],
 )
 def test_bad_configurations_name_the_field(values, message):
