@@ -24,7 +24,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from learned_aug.training.comparison import difference
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))
+from report_tables.panel import differences, panel_errors  # noqa: E402
 from rows import append, read  # noqa: E402
 
 # Settings of steered draws that differ from the defaults: the controls.
@@ -138,12 +138,9 @@ def identity(row: dict[str, Any]) -> str:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Mean test errors, and differences to the baseline and to the prior, paired by seed, with 95 % t-intervals."""
-    errors: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    for row in rows:
-        errors[row["cell"]][row["arm"]][row["seed"]] = 100 * row["test_error"]
     others = ("baseline", "prior")
     lines = [["cell", "arm", "seeds", "error %", *(f"minus {other}, points (95 %), p" for other in others), "rank"]]
-    for cell, arms in errors.items():
+    for cell, arms in panel_errors(rows).items():
         shared = set.intersection(*map(set, arms.values()))
         means = [statistics.mean(values[seed] for seed in shared) for values in arms.values()] if shared else []
         ranks = [f"{rank:g}" for rank in stats.rankdata(means)] if len(means) > 1 else [""] * len(arms)
@@ -159,7 +156,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def paired(one: dict[int, float], other: dict[int, float]) -> str:
     """Mean difference in the seeds that both have, with its interval and exact p where there are two or more."""
-    pairs = [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+    pairs = differences(one, other)
     if len(pairs) < 2:
         return f"{pairs[0]:+.2f}" if pairs else ""
     found = difference(pairs)
@@ -196,10 +193,8 @@ def main() -> None:
         if args.set:
             values = {field.name: getattr(args, field.name) for field in dataclasses.fields(Cell)[1:]}
             cells = {f"{Path(args.set).name}-{args.per_class}": Cell(args.set, **values)}
-        for cell in cells.values() if not args.report else ():
-            fold(args.data, cell, args.seeds[0])  # which refuses what cannot be trained on
-    except (ValueError, OSError) as error:
-        parser.error(" ".join(str(error).split()))
+    except ValueError as error:
+        parser.error(str(error))
     arms = list(dict.fromkeys(args.arms))
     wanted = {
         identity({"cell": name, "arm": arm, "seed": seed, "settings": dataclasses.asdict(cell)}): (
@@ -211,8 +206,14 @@ def main() -> None:
     }
     if not args.report:
         done = {identity(row) for row in read(args.results)}
+        jobs = [job for key, job in wanted.items() if key not in done]
         try:
-            run([job for key, job in wanted.items() if key not in done], args.results, args.jobs)
+            for cell in dict.fromkeys(job[1] for job in jobs):
+                fold(args.data, cell, args.seeds[0])  # which refuses what cannot be trained on
+        except (ValueError, OSError) as error:
+            parser.error(" ".join(str(error).split()))
+        try:
+            run(jobs, args.results, args.jobs)
         except KeyboardInterrupt:
             raise SystemExit("interrupted; the same command goes on") from None
     rows = {key: row for row in read(args.results) if (key := identity(row)) in wanted}

@@ -29,9 +29,8 @@ def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
 
     A model without parameters, as a quantized one, computes on the CPU in float32.
     """
-    parameters = list(model.parameters())
-    device = parameters[0].device if parameters else torch.device("cpu")
-    return device, next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return device, next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def first_tensor(output: Any) -> Tensor:

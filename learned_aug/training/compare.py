@@ -7,7 +7,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,8 +87,8 @@ def compare(
         arms: names of ready-made arms, :data:`learned_aug.training.ARMS`, joined as "A+B" for one after the other; or a
             mapping from a name to such a name, None, an Augmenter (on half of each batch), a transform of torchvision
             (drawn for each image), or a function from the fresh classifier to what :func:`retrain` takes as `augment`,
-            to which the training's seed is given as well where it has a parameter `seed`. The first one is what others
-            are compared to.
+            to which the training's seed is given as well where it has a parameter `seed` without a default. The first
+            one is what others are compared to.
         val: the hyper-validation set, for "steered-influence", "chosen-influence" and "fitted"; with these comes an arm
             of steered draws that trains on `train` and `val`, for labels are labels.
         config: of the trainings.
@@ -110,7 +111,7 @@ def compare(
         OSError: if another process works in the folder, or it cannot be written.
     """
     task = _Task(make_model, train, test, _arms(arms), val, config or RetrainConfig(), baseline, mean, std)
-    model = task.check()
+    models = task.check()
     if not isinstance(seeds, Iterable) or isinstance(seeds, str):
         remedy = f"range({seeds})" if isinstance(seeds, int) else "some, such as range(3)"
         raise ValueError(f"seeds must hold at least one, got {seeds!r}; give {remedy}")
@@ -120,7 +121,8 @@ def compare(
     jobs = check_count("jobs", jobs, 1)
     todo = [(arm, seed) for seed in seeds for arm in task.arms]
     texts = {name: describe(arm) for name, arm in task.arms.items()}  # before the trainings, in which arms may change
-    settings = {} if checkpoint_dir is None else {**model, **task.settings()}
+    settings = {} if checkpoint_dir is None else task.settings(*models)
+    del models
     with Ledger(checkpoint_dir, settings) as ledger, ProgressBars() as bars:
         done = {job: kept for job in todo if (kept := ledger.read(*job, texts[job[0]])) is not None}
         listeners = ([bars] if progress else []) + ([on_event] if on_event is not None else [])
@@ -190,11 +192,11 @@ class _Task:
     mean: Any
     std: Any
 
-    def check(self) -> dict[str, str]:
+    def check(self) -> tuple[nn.Module, nn.Module]:
         """Refuse before the work what cannot be compared.
 
         Returns:
-            What the classifier is, as short texts.
+            Two classifiers, built from the same seed.
 
         Raises:
             ValueError: if `make_model` gives a model twice, an arm lacks the hyper-validation set or cannot be built,
@@ -225,20 +227,19 @@ class _Task:
                 find_head(one)
             elif isinstance(arm, (str, Augmenter, LearnedAugment)):
                 build(arm, setting)
-        size = sum(p.numel() for p in one.parameters())
-        model = {"model": f"{type(one).__name__} of {size:,} parameters, {structure(one)}"}
-        # Weights that differ come from elsewhere than torch's global generator, and from run to run.
-        return model | ({"first weights": digest_of(one)} if digest_of(one) == digest_of(two) else {})
+        return one, two
 
     def _first_model(self) -> nn.Module:
-        with forked() as reseed, torch.random.fork_rng(_accelerators()):
-            reseed(0, "compare")
-            torch.manual_seed(0)
+        with _seeded(0):
             return _made(self.make_model, self.train)
 
-    def settings(self) -> dict[str, str]:
-        """Return what the trainings in a folder must agree in beside the classifier, as short texts."""
-        values = {f"config.{key}": described(value) for key, value in vars(self.config).items()}
+    def settings(self, one: nn.Module, two: nn.Module) -> dict[str, str]:
+        """Return what the trainings in a folder must agree in, as short texts, given what :meth:`check` built."""
+        size, weights = sum(p.numel() for p in one.parameters()), {digest_of(one), digest_of(two)}
+        values = {"model": f"{type(one).__name__} of {size:,} parameters, {structure(one)}"}
+        if len(weights) == 1:  # else they come from elsewhere than torch's global generator, and from run to run
+            values |= {"first weights": weights.pop()}
+        values |= {f"config.{key}": described(value) for key, value in vars(self.config).items()}
         units = {name: None if v is None else numbers(v) for name, v in (("mean", self.mean), ("std", self.std))}
         values |= {name: described(value) for name, value in {"baseline": self.baseline, **units}.items()}
         values |= {"train": fingerprint(self.train), "test": fingerprint(self.test)}
@@ -260,10 +261,7 @@ class _Task:
             train = _joined(self.train, self.val)
         right: list[float] = []
         half: list[float] = []
-        with forked() as reseed, torch.random.fork_rng(_accelerators()):
-            reseed(seed, "compare")
-            # Of the accelerator as well, where noise and dropout are drawn.
-            torch.manual_seed(seed if abs(seed) < 2**63 else derived(seed))
+        with _seeded(seed):
             model = _made(self.make_model, self.train)
 
             def watch(event: Event) -> None:
@@ -336,6 +334,15 @@ class _Progress:
 
 def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed all global generators for a training, that of the accelerator as well; on exit they are as before."""
+    with forked() as reseed, torch.random.fork_rng(_accelerators()):
+        reseed(seed, "compare")
+        torch.manual_seed(seed if abs(seed) < 2**63 else derived(seed))
+        yield
 
 
 def _made(make_model: Callable[[], nn.Module], train: Data) -> nn.Module:

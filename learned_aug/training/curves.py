@@ -134,9 +134,9 @@ def strength_curves(
         def stream(data: Data, name: str, *, shuffle: bool = False) -> Stream:
             return Stream(data, name, "curves", seed=seed, batch_size=64, device=device, dtype=dtype, shuffle=shuffle)
 
-        all_seen = collect(tap, stream(train, "train").once())
+        seen = collect(tap, stream(train, "train").once())
         folds = deal(collect(tap, stream(val, "val").once()))
-        free, solution = solve_s_val(all_seen, folds[0], tap.head, config, also=folds[1:])
+        free, solution = solve_s_val(seen, folds[0], tap.head, config, also=folds[1:])
         s_val = solution.value if len(folds) > 1 else solution.value[None]
         source = generator(seed, "strength curves", 0)
         parts: dict[tuple[str, float], list[Tensor]] = {}
@@ -154,8 +154,8 @@ def strength_curves(
                     strengths = torch.zeros(len(batch), len(FAMILIES), device=device)
                     strengths[:, k] = level * top
                     drawn = augmenter.trace(batch, masks=masks, strengths=strengths).draw.apply(batch)
-                    seen = free(tap(drawn)[0].to(s_val.dtype), labels)
-                    influence = influence_aug(s_val, seen, original, free.label_smoothing)
+                    changed = free(tap(drawn)[0].to(s_val.dtype), labels)
+                    influence = influence_aug(s_val, changed, original, free.label_smoothing)
                     parts.setdefault((family, level * top), []).append(-influence)
             done += len(batch)
             if done >= images:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from learned_aug.runtime.data import Data, as_pair, labels_of, spread
-from learned_aug.runtime.digest import digest
+from learned_aug.runtime.digest import digest, digest_of
 from learned_aug.runtime.rng import forked
 
 __all__ = ["described", "fingerprint", "structure"]
@@ -104,8 +104,7 @@ class _Describer:
             pairs = zip(self._each(*value), self._each(*value.values()), strict=True)
             return f"{{{', '.join(map(': '.join, pairs))}}}"
         if isinstance(value, nn.Module):
-            weights = [t for t in value.state_dict().values() if isinstance(t, Tensor)]
-            return f"{_name(value)} {self.parts(value)} {digest(*weights)}"
+            return f"{_name(value)} {self.parts(value)} {digest_of(value)}"
         if isinstance(value, (Dataset, DataLoader)):
             return fingerprint(value)
         if isinstance(value, partial):
